@@ -1,0 +1,1 @@
+"""Where runs live: Ray clusters, from the embedded local one upwards."""

@@ -1,0 +1,39 @@
+"""The embedded Ray of one machine, for ``heliostat run``, the demo and ingest."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOCAL_ENV = {
+    # Unset, Ray 2.60 turns token authentication on for some processes and not for others, which then cannot talk.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextmanager
+def local_ray(num_cpus: float) -> Iterator[None]:
+    """A Ray of our own on this machine, gone afterwards; never joins one that is already there.
+
+    Args:
+        num_cpus: what Ray may hand out, more than the machine has if need be: workers and data tasks must fit side by side
+            or they wait for each other for ever.
+    """
+    import ray
+
+    os.environ.update(LOCAL_ENV)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

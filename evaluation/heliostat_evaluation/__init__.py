@@ -1,0 +1,1 @@
+"""Frozen features in, numbers and pictures out."""

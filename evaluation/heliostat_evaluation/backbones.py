@@ -1,0 +1,69 @@
+"""What is evaluated: backbones of runs, as functions from images to features."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from heliostat.checkpoint.log import CommitLog
+from heliostat.checkpoint.reader import CheckpointReader
+from heliostat.checkpoint.verify import newest_good
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.errors import NoCheckpointError
+from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.objectives.networks import Network
+from heliostat.storage import Store
+from heliostat.training.state import check_fits, load_teacher
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTeacher:
+    """The teacher's backbone of a committed checkpoint."""
+
+    backbone: VisionTransformer
+    step: int
+
+
+class ClassToken(nn.Module):
+    """The normalised class token as the feature of an image, (B, C, H, W) to (B, D)."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, D)."""
+        return _tokens(self.backbone, images_BCHW).cls_BD
+
+
+def untrained_backbone(recipe: PretrainRecipe) -> VisionTransformer:
+    """The backbone with which the run started: a function of its seed."""
+    network = Network(recipe)
+    network.init_weights(recipe.seed)
+    return network.backbone.eval()
+
+
+def newest_teacher(run: Store, recipe: PretrainRecipe) -> TrainedTeacher:
+    """The teacher of the run's newest good checkpoint; only its own bytes are read.
+
+    Raises:
+        NoCheckpointError: nothing was committed yet.
+    """
+    choice = newest_good(run, CommitLog(run).read())
+    if choice is None:
+        raise NoCheckpointError(f"run {recipe.name!r} has committed no checkpoint yet", "Wait for the first one")
+    network = Network(recipe)
+    check_fits(choice.manifest, network)
+    load_teacher(CheckpointReader(run, choice.manifest), network)
+    return TrainedTeacher(network.backbone.eval(), choice.manifest.step)
+
+
+@torch.inference_mode()
+def patch_features(backbone: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+    """Normalised patch tokens, (B, N, D)."""
+    return _tokens(backbone, images_BCHW).patches_BND
+
+
+def _tokens(backbone: VisionTransformer, images_BCHW: Tensor) -> Tokens:
+    (tokens,) = backbone([images_BCHW])
+    return tokens

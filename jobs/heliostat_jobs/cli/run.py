@@ -1,0 +1,43 @@
+"""``heliostat run RECIPE``: any kind of recipe on an embedded Ray of this machine."""
+
+import os
+
+import typer
+
+from heliostat.config import load_recipe
+from heliostat.config.evaluate import EvaluateRecipe
+from heliostat_jobs.cli.extras import require_extra
+from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
+from heliostat_jobs.cli.output import print_json
+
+
+def run(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Run a recipe on this machine, or resume it: the same name and configuration continue where they stopped."""
+    resolved = load_recipe(recipe, set_ or [], os.environ)
+    require_extra("train,cpu", "torch", "ray", "deepspeed")
+    if isinstance(resolved.recipe, EvaluateRecipe):
+        _evaluate(resolved.recipe, json)
+        return
+    from heliostat_jobs.pretrain import pretrain
+
+    result = pretrain(resolved)
+    if json:
+        print_json(result.to_json())
+        return
+    loss = "" if result.loss is None else f", loss {result.loss:.3f}"
+    rate = "" if result.images_per_s is None else f", {result.images_per_s:.0f} images/s"
+    what = "was finished already" if result.was_finished else "finished"
+    typer.echo(f"{result.run} {what}: {result.steps} steps{loss}{rate}")
+    typer.echo(f"run directory: {result.directory}")
+
+
+def _evaluate(recipe: EvaluateRecipe, json: bool) -> None:
+    from heliostat_jobs.evaluate import evaluate
+
+    result = evaluate(recipe)
+    if json:
+        print_json(result.to_json())
+        return
+    for feature, by_k in result.accuracies.items():
+        shown = "  ".join(f"k={k}: {accuracy.top1:.1%}" for k, accuracy in by_k.items())
+        typer.echo(f"{feature:<12} {shown}")

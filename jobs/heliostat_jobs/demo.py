@@ -1,0 +1,166 @@
+"""``heliostat demo``: the whole path once, small: ingest, pre-train, commit, evaluate, report."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from heliostat.checkpoint.log import CommitLog, EndEntry
+from heliostat.config import ResolvedRecipe, load_recipe
+from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.ingest import ingest, prepare
+from heliostat.data.manifest import load_manifest
+from heliostat.data.sources import FolderListing
+from heliostat.errors import NoImagesError, UnlabelledDatasetError
+from heliostat.storage import Store, open_store
+from heliostat.training.attempt import run_store
+from heliostat_cluster.local import local_ray
+from heliostat_jobs.cli.dataset import show_ingest
+from heliostat_jobs.demo_report import REPORT_KEY, write_report
+from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, Pixels, evaluate
+from heliostat_jobs.photographs import pictured, write_tiles
+from heliostat_jobs.pretrain import cpus_needed, train_on_ray
+from heliostat_jobs.runs import open_run
+
+BUILT_IN = "photographs"
+_HOLDOUT_OF = 5
+"""One image of five is held out for the evaluation: never trained on."""
+_PICTURE_PX = (288, 384)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo shows."""
+
+    run: str
+    root: str
+    knn_untrained: float
+    knn_pixels: float
+    knn_trained: float
+    images_per_s: float
+    report: str
+
+    def to_json(self) -> dict[str, object]:
+        """The line that ``--json`` ends with."""
+        return {
+            "knn_untrained": self.knn_untrained,
+            "knn_trained": self.knn_trained,
+            "images_per_s": self.images_per_s,
+            "report": self.report,
+            "knn_raw_pixels": self.knn_pixels,
+            "run": self.run,
+        }
+
+
+def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[str, str]) -> DemoResult:
+    """Run the demo on built-in photographs or on a user's folder of labelled images.
+
+    Args:
+        data: Folder with one sub-folder per class; None for the built-in photographs.
+        out: Root of everything that is written.
+        overrides: ``a.b=value`` for the recipe.
+        environ: Where overrides are looked for too.
+    """
+    dataset = BUILT_IN if data is None else _dataset_name(data)
+    root = open_store(str(out))
+    folder = write_tiles(out / "source" / BUILT_IN) if data is None else data
+    training, holdout = split(prepare(folder, root, dataset))
+    resolved = _resolve([*overrides, f"root={out}", f"dataset.name={dataset}"], root, environ)
+    recipe = resolved.recipe
+    assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the shipped recipe is one
+    _say(f"demo: {len(training.items):,} images to train on, {len(holdout.items):,} held out; Ray is starting")
+    with local_ray(cpus_needed(recipe)):
+        for listing, name in ((training, dataset), (holdout, f"{dataset}-holdout")):
+            with show_ingest() as report:
+                ingest(listing, root, name, report=report)
+        _check_labels(root, dataset)
+        train_on_ray(recipe, open_run(resolved))
+    _say("evaluating: k-NN of the untrained and the trained teacher on the held-out images")
+    evaluation = evaluate(_evaluation(recipe, root, dataset))
+    pictures = pictured(*_PICTURE_PX) if data is None else evaluation.queries.images[:6]
+    store = run_store(root, recipe.name)
+    rate = write_report(store, recipe, evaluation, _whole_patches(pictures, recipe.model.patch_px))
+    return DemoResult(
+        run=recipe.name,
+        root=str(out),
+        knn_untrained=evaluation.top1(UNTRAINED),
+        knn_pixels=evaluation.top1(PIXELS),
+        knn_trained=evaluation.top1(TRAINED),
+        images_per_s=rate,
+        report=f"{store.url}/{REPORT_KEY}",
+    )
+
+
+def split(listing: FolderListing) -> tuple[FolderListing, FolderListing]:
+    """Images to train on and images held out, by a hash of their names: the same split every time.
+
+    Raises:
+        NoImagesError: too few images for both.
+    """
+
+    def is_held_out(source: str) -> bool:
+        return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[0] % _HOLDOUT_OF == 0
+
+    held_out = tuple(item for item in listing.items if is_held_out(item.source))
+    rest = tuple(item for item in listing.items if not is_held_out(item.source))
+    if not held_out or not rest:
+        raise NoImagesError(
+            f"{listing.folder} holds {len(listing.items)} images, too few to train on some and hold out others",
+            "Give a folder with at least a hundred images",
+        )
+    return replace(listing, items=rest), replace(listing, items=held_out)
+
+
+def _resolve(overrides: list[str], root: Store, environ: Mapping[str, str]) -> ResolvedRecipe:
+    with as_file(files("heliostat_jobs") / "recipes" / "demo.yaml") as path:
+        number = _first_unfinished(root)
+        return load_recipe(path, [f"name=demo-{number}", *overrides], environ)
+
+
+def _first_unfinished(root: Store) -> int:
+    """An interrupted demo is resumed; a finished one is kept, and a new one gets the next number."""
+    number = 1
+    while any(isinstance(entry, EndEntry) for entry in CommitLog(run_store(root, f"demo-{number}")).read()):
+        number += 1
+    return number
+
+
+def _evaluation(recipe: PretrainRecipe, root: Store, dataset: str) -> EvaluateRecipe:
+    bank = load_manifest(root, dataset).rows
+    ks = [k for k in KnnConfig().neighbours if k <= bank] or [1]
+    return EvaluateRecipe(
+        kind="evaluate",
+        name="knn",
+        root=recipe.root,
+        run=recipe.name,
+        bank=dataset,
+        queries=f"{dataset}-holdout",
+        knn=KnnConfig(neighbours=ks),
+    )
+
+
+def _check_labels(root: Store, dataset: str) -> None:
+    if not load_manifest(root, dataset).labels:
+        raise UnlabelledDatasetError(
+            f"dataset {dataset!r} has no labels, and the demo shows what was learnt by comparing them",
+            "Give a folder with one sub-folder per class",
+        )
+
+
+def _dataset_name(folder: Path) -> str:
+    kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in folder.resolve().name.lower())
+    return kept.strip("-")[:40] or "images"
+
+
+def _whole_patches(images: Pixels, patch_px: int) -> Pixels:
+    height, width = (side // patch_px * patch_px for side in images.shape[1:3])
+    return np.ascontiguousarray(images[:, :height, :width])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 -- progress, beside the live view

@@ -1,0 +1,86 @@
+"""``kind: pretrain``: create or find the run, start workers, wait for the last step."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from statistics import median
+
+from heliostat.config import ResolvedRecipe
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.observe.metrics import merged_curve, read_metrics
+from heliostat.observe.progress import watch_run
+from heliostat.storage import Store
+from heliostat.training.attempt import RunSpec
+from heliostat.training.trainer import fit
+from heliostat_cluster.local import local_ray
+from heliostat_jobs.runs import OpenedRun, open_run
+
+_DATA_CPUS_PER_WORKER = 0.5
+"""Ray Data's tasks run beside the workers; without CPUs of their own both would wait for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """How a run ended."""
+
+    run: str
+    directory: str
+    steps: int
+    loss: float | None
+    images_per_s: float | None
+    """Median over the steps of the run."""
+    was_finished: bool
+    """The run had been finished before."""
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return asdict(self)
+
+
+def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
+    """Run or resume a run on an embedded Ray, to its last step.
+
+    Raises:
+        ChangedConfigError: a run of this name has another configuration.
+        RunError: training failed; what is committed stays, and the same call resumes it.
+    """
+    recipe = resolved.recipe
+    assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
+    run = open_run(resolved)
+    if not run.is_finished:
+        with local_ray(cpus_needed(recipe)):
+            train_on_ray(recipe, run)
+    return _result(recipe, run.store, run.is_finished)
+
+
+def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
+    """Run or resume a run on the initialised Ray, with a live view."""
+    with watch_run(run.store, recipe.training.steps):
+        fit(RunSpec(recipe, run.manifest_sha256), use_gpu=_use_gpu(recipe))
+
+
+def cpus_needed(recipe: PretrainRecipe) -> int:
+    """What the embedded Ray must be able to hand out: workers and their data tasks at once."""
+    per_worker = recipe.scaling.cpus_per_worker + _DATA_CPUS_PER_WORKER
+    return max(os.cpu_count() or 1, math.ceil(recipe.scaling.workers * per_worker))
+
+
+def _use_gpu(recipe: PretrainRecipe) -> bool:
+    import ray
+
+    if recipe.scaling.accelerator != "auto":
+        return recipe.scaling.accelerator == "gpu"
+    return bool(ray.cluster_resources().get("GPU", 0) >= recipe.scaling.workers)
+
+
+def _result(recipe: PretrainRecipe, store: Store, was_finished: bool) -> PretrainResult:
+    curve = merged_curve(read_metrics(store))
+    rates = [rate for line in curve if (rate := line.values.get("images_per_s"))]
+    return PretrainResult(
+        run=recipe.name,
+        directory=store.url,
+        steps=recipe.training.steps,
+        loss=curve[-1].values.get("loss") if curve else None,
+        images_per_s=median(rates) if rates else None,
+        was_finished=was_finished,
+    )

@@ -1,0 +1,147 @@
+"""From a YAML file, the environment and ``--set`` to one validated recipe that knows where each value came from."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from pydantic import ValidationError
+
+from heliostat.config.base import Section
+from heliostat.config.keys import keys_of, leaves, sections_of, subsection
+from heliostat.config.kinds import KINDS, Recipe, model_of_kind
+from heliostat.config.nearest import edit_distance
+from heliostat.config.overrides import from_command_line, from_environment
+from heliostat.config.problems import Setting, first_of, not_a_section, translate, unknown_key
+from heliostat.config.yaml_text import MAX_BYTES, Document, Path, Value, read_mapping
+from heliostat.errors import ConfigError, MissingKeyError, RecipeNotFoundError, RecipeSyntaxError, UnknownKeyError
+
+Written = tuple[str, Setting]
+"""A dotted key as somebody wrote it, right or wrong, with its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRecipe:
+    """A recipe with the origin of every value."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+    """By dotted key: default, recipe.yaml:12, environment HELIOSTAT__TRAINING__STEPS, --set, or arch vit_s."""
+    text: str
+    """The recipe file as it was written."""
+
+
+def load_recipe(path: str | FilePath, overrides: Sequence[str], environ: Mapping[str, str]) -> ResolvedRecipe:
+    """Read, override and validate a recipe. Of default, file, environment and ``--set`` the last that speaks wins.
+
+    Args:
+        path: A YAML file.
+        overrides: ``training.steps=300``, the values in YAML's notation.
+        environ: Where ``HELIOSTAT__TRAINING__STEPS=300`` is looked for.
+
+    Raises:
+        ConfigError: Its subclass says what; of several problems the first is raised and the others are counted.
+    """
+    file = FilePath(path)
+    text = _read(file)
+    document = read_mapping(text, file.name)
+    outside = [*from_environment(environ), *(from_command_line(override) for override in overrides)]
+    later = [(override.key, Setting(override.value, override.origin)) for override in outside]
+    model = model_of_kind(_kind(document, later, file.name))
+    settings, problems = _sort(model, [*_written(model, document.values, document, (), file.name), *later])
+    recipe = _validated(model, settings, problems)
+    origins = {
+        dotted: settings[dotted].origin if dotted in settings else owner.origin_of_unset(name)
+        for dotted, owner, name in leaves(recipe)
+    }
+    return ResolvedRecipe(recipe, origins, text)
+
+
+def _read(file: FilePath) -> str:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeSyntaxError(f"{file} is not UTF-8 text", "Check that it is a recipe") from error
+    except FileNotFoundError as error:
+        raise RecipeNotFoundError(f"recipe {file} does not exist", "Check its path") from error
+    except IsADirectoryError as error:
+        raise RecipeNotFoundError(f"recipe {file} is a folder", "Name a YAML file in it") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeNotFoundError(f"recipe {str(file)!r} cannot be read: {reason}", "Check its rights") from error
+
+
+def _kind(document: Document, later: Iterable[Written], source: str) -> Setting:
+    found = [setting for key, setting in later if key == "kind"]
+    if found:
+        return found[-1]
+    if "kind" in document.values:
+        return Setting(document.values["kind"], f"{source}:{document.lines['kind',]}")
+    for key in document.values:
+        if edit_distance(key[:10], "kind") == 1:
+            raise UnknownKeyError(f"unknown key {key} ({source}:{document.lines[key,]})", "The nearest key is kind")
+    raise MissingKeyError(f"{source} does not say its kind", f"Begin it with 'kind: …', one of {', '.join(KINDS)}")
+
+
+def _written(
+    section: type[Section], values: Mapping[str, Value], document: Document, outer: Path, source: str
+) -> Iterator[Written]:
+    """What the file says, one entry per value; of an unknown mapping its first value stands for all."""
+    for name, value in values.items():
+        path = (*outer, name)
+        known = name in section.model_fields
+        inner = subsection(section, name) if known else None
+        if inner and isinstance(value, dict):
+            yield from _written(inner, value, document, path, source)
+        else:
+            whole = path if known else (*path, *_first_path(value))
+            yield ".".join(whole), Setting(value, f"{source}:{document.lines[path]}")
+
+
+def _first_path(value: Value) -> Path:
+    if not isinstance(value, dict) or not value:
+        return ()
+    name, inner = next(iter(value.items()))
+    return (name, *_first_path(inner))
+
+
+def _sort(model: type[Section], written: Iterable[Written]) -> tuple[dict[str, Setting], list[ConfigError]]:
+    """Values of keys that exist, the last of each winning, and the problems with the others."""
+    keys, sections = keys_of(model), sections_of(model)
+    settings: dict[str, Setting] = {}
+    problems: list[ConfigError] = []
+    for dotted, setting in written:
+        if dotted in keys:
+            settings[dotted] = setting
+        elif dotted not in sections:
+            problems.append(unknown_key(model, dotted, setting.origin))
+        elif setting.value is not None:  # a section whose keys are all commented out is null
+            problems.append(not_a_section(model, dotted, setting))
+    return settings, problems
+
+
+def _validated(model: type[Recipe], settings: Mapping[str, Setting], problems: list[ConfigError]) -> Recipe:
+    try:
+        recipe = model.model_validate(_nested(model, settings))
+    except ValidationError as error:
+        found = translate(model, error, settings)
+        # A required key that is misspelt would be reported twice, as unknown and as missing.
+        problems += [problem for problem in found if not (problems and isinstance(problem, MissingKeyError))]
+    except ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise first_of(problems)
+    return recipe
+
+
+def _nested(model: type[Section], settings: Mapping[str, Setting]) -> dict[str, object]:
+    """The settings as the model wants them. All sections are there: what is missing is a key, never a section."""
+    tree: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {"": tree}
+    for dotted in sections_of(model):
+        outer, _, name = dotted.rpartition(".")
+        sections[dotted] = sections[outer][name] = {}
+    for dotted, setting in settings.items():
+        outer, _, name = dotted.rpartition(".")
+        sections[outer][name] = setting.value
+    return tree

@@ -1,0 +1,185 @@
+"""``kind: pretrain``: self-supervised pre-training of a backbone (DINOv2, arXiv 2304.07193)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from heliostat.config.base import Fraction, Name, Root, Section
+from heliostat.config.model import ModelConfig
+from heliostat.errors import IndivisibleBatchError, InvalidValueError, TooManyWorkersError
+
+Range = tuple[float, float]
+
+
+def _nearest_multiple(value: int, step: int) -> int:
+    # Integers only: a recipe may hold one that no float can.
+    return max(1, (2 * value + step) // (2 * step)) * step
+
+
+class DatasetConfig(Section):
+    """What is read, and how widely it is shuffled."""
+
+    name: Name = Field(description="dataset under <root>/datasets")
+    window_groups: int = Field(16, gt=0, description="row groups shuffled together; a resume costs one such window")
+
+
+class AugmentationConfig(Section):
+    """Multi-crop augmentation of one image: 2 global and ``local_count`` local crops."""
+
+    global_px: int = Field(224, gt=0, description="side of a global crop")
+    local_px: int = Field(98, gt=0, description="side of a local crop")
+    local_count: int = Field(8, ge=1, description="local crops per image")
+    global_scale: Range = Field((0.32, 1.0), description="share of the image's area in a global crop: from, to")
+    local_scale: Range = Field((0.05, 0.32), description="share of the image's area in a local crop: from, to")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    jitter: Fraction = Field(0.8, description="probability of colour jitter (0.4, 0.4, 0.2, 0.1)")
+    grey: Fraction = Field(0.2, description="probability of greyscale")
+    solarize: Fraction = Field(0.2, description="probability of solarization, second global crop only")
+    blur: Literal["paper", "official", "none"] = Field(
+        "official",
+        description="blur probabilities of global-1, global-2, local: paper 1.0/0.1/0.5; official 0.0/0.9/0.5, with "
+        "which the released weights were trained; none for images of a few dozen pixels",
+    )
+
+    @field_validator("global_scale", "local_scale", mode="before")
+    @classmethod
+    def _pair(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("global_scale", "local_scale")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        low, high = value
+        if not 0 < low <= high <= 1:
+            raise ValueError("two shares of the area, 0 < from <= to <= 1")
+        return value
+
+
+class ObjectiveConfig(Section):
+    """DINO + iBOT + KoLeo with an EMA teacher and Sinkhorn-Knopp targets."""
+
+    prototypes: int = Field(65536, gt=1, description="columns of each head's last layer")
+    head_hidden: int = Field(2048, gt=0, description="hidden width of the heads")
+    head_bottleneck: int = Field(256, gt=0, description="width of the vectors that are compared with the prototypes")
+    dino_weight: float = Field(1.0, ge=0, description="weight of the image-level loss")
+    ibot_weight: float = Field(1.0, ge=0, description="weight of the masked-patch loss")
+    koleo_weight: float = Field(0.1, ge=0, description="weight of the KoLeo regulariser")
+    student_temperature: float = Field(0.1, gt=0, description="temperature of the student's softmax")
+    teacher_temperature: float = Field(0.07, gt=0, description="temperature of the targets after the warm-up")
+    teacher_temperature_start: float = Field(0.04, gt=0, description="temperature of the targets at step 0")
+    teacher_temperature_warmup_steps: int = Field(37500, ge=0, description="steps of the linear warm-up")
+    sinkhorn_iterations: int = Field(3, ge=1, description="Sinkhorn-Knopp iterations over the global batch")
+    mask_probability: Fraction = Field(0.5, description="share of a slot's global crops that are masked")
+    mask_ratio: Range = Field((0.1, 0.5), description="share of a masked crop's patches that is masked: from, to")
+
+    @field_validator("mask_ratio", mode="before")
+    @classmethod
+    def _pair(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("mask_ratio")
+    @classmethod
+    def _ordered(cls, value: Range) -> Range:
+        low, high = value
+        if not 0 <= low <= high <= 1:
+            raise ValueError("two shares of the patches, 0 <= from <= to <= 1")
+        return value
+
+
+class TrainingConfig(Section):
+    """Steps, batches and the optimizer."""
+
+    steps: int = Field(gt=0, description="optimizer steps of the whole run")
+    global_batch: int = Field(2048, gt=0, description="images per optimizer step, whatever the number of workers")
+    slot_batch: int = Field(64, gt=0, description="images whose losses are computed together; divides global_batch")
+    base_lr: float = Field(
+        4e-3, gt=0, description="learning rate at a global batch of 1024; scaled by sqrt(global_batch/1024)"
+    )
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine")
+    warmup_steps: int = Field(12500, ge=0, description="steps of linear learning-rate warm-up from 0")
+    weight_decay: float = Field(0.04, ge=0, description="weight decay at step 0")
+    weight_decay_end: float = Field(0.4, ge=0, description="weight decay at the end of the cosine")
+    layer_decay: float = Field(0.9, gt=0, le=1, description="learning-rate factor per block, counted from the top")
+    patch_embed_lr: float = Field(0.2, gt=0, description="extra learning-rate factor of the patch embedding")
+    freeze_prototypes_steps: int = Field(1250, ge=0, description="steps in which the prototypes do not learn")
+    clip_norm: float = Field(3.0, gt=0, description="gradient norm limit, per sub-module (backbone, each head)")
+    ema_momentum: float = Field(0.992, ge=0, le=1, description="teacher momentum at step 0; a cosine brings it to 1")
+    zero_stage: Literal[1, 2] = Field(2, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="compute precision; parameters stay fp32")
+
+    @model_validator(mode="after")
+    def _slots_are_whole(self) -> Self:
+        if self.global_batch % self.slot_batch:
+            raise IndivisibleBatchError(
+                f"training.global_batch {self.global_batch} is not a multiple of training.slot_batch {self.slot_batch}",
+                f"Set training.global_batch to {_nearest_multiple(self.global_batch, self.slot_batch)}, or "
+                "training.slot_batch to a divisor of it",
+            )
+        return self
+
+    @property
+    def slots(self) -> int:
+        """Slots of a step."""
+        return self.global_batch // self.slot_batch
+
+
+class ScalingConfig(Section):
+    """Who computes it. No part of the mathematics: it may change between attempts of one run."""
+
+    workers: int = Field(1, gt=0, description="Ray Train workers; at most global_batch / slot_batch")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto takes a GPU per worker where the cluster has any"
+    )
+
+
+class CheckpointConfig(Section):
+    """When training state is committed, and how much is kept."""
+
+    every_steps: int = Field(500, gt=0, description="steps between checkpoints; the last step always has one")
+    keep_last: int = Field(3, gt=0, description="newest checkpoints that are kept")
+
+
+class ObserveConfig(Section):
+    """How often a run says how it is doing."""
+
+    log_every_steps: int = Field(1, gt=0, description="steps between lines of metrics")
+    flush_interval_s: float = Field(5.0, gt=0, description="seconds between segments of events and metrics")
+
+
+class PretrainRecipe(Section):
+    """Pre-train a backbone without labels."""
+
+    kind: Literal["pretrain"]
+    name: Name = Field(description="name of the run; the same name and configuration resumes it")
+    root: Root = "heliostat-root"
+    seed: int = Field(0, ge=0, description="seed of the order, the crops, the masks and the initial weights")
+    dataset: DatasetConfig
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    training: TrainingConfig
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    observe: ObserveConfig = Field(default_factory=ObserveConfig)
+
+    @model_validator(mode="after")
+    def _workers_have_slots(self) -> Self:
+        if self.scaling.workers > self.training.slots:
+            raise TooManyWorkersError(
+                f"{self.scaling.workers} workers were asked for, but a step has only {self.training.slots} slots "
+                "(global_batch / slot_batch)",
+                f"Set scaling.workers to at most {self.training.slots}, or lower training.slot_batch",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_are_whole_patches(self) -> Self:
+        for key in ("global_px", "local_px"):
+            side, patch = getattr(self.augmentation, key), self.model.patch_px
+            if side % patch:
+                raise InvalidValueError(
+                    f"augmentation.{key} {side} is not a multiple of model.patch_px {patch}",
+                    f"Set augmentation.{key} to {_nearest_multiple(side, patch)}",
+                )
+        return self

@@ -1,0 +1,88 @@
+"""What a resolved recipe leaves behind: its lock, its differences from another, and what makes two runs the same."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from heliostat.config.keys import values_of
+from heliostat.config.kinds import KINDS, Recipe
+from heliostat.config.load import ResolvedRecipe
+from heliostat.config.yaml_text import show_value
+from heliostat.errors import ChangedConfigError
+
+LOCK_SCHEMA_VERSION = 1
+_NOT_THE_RUN = ("name", "root", "scaling.", "observe.", "checkpoint.")
+"""What may change between two attempts of one run: where it lies, who computes it, how often it speaks and saves."""
+
+
+class Difference(NamedTuple):
+    """One key whose values differ; None stands for a key that one side does not have."""
+
+    key: str
+    left: object
+    right: object
+
+
+def lock(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """The content of ``config.lock.json``: every value with its origin, and the run's identity."""
+    return {
+        "schema_version": LOCK_SCHEMA_VERSION,
+        "kind": resolved.recipe.kind,
+        "values": {
+            key: {"value": value, "origin": resolved.origins[key]} for key, value in values_of(resolved.recipe).items()
+        },
+        "identity": identity(resolved.recipe),
+    }
+
+
+def unlock(locked: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``lock`` recorded; overrides and environments of then are part of it, those of now are not."""
+    tree: dict[str, Any] = {}
+    for dotted, entry in locked["values"].items():
+        *outer, name = dotted.split(".")
+        section = tree
+        for part in outer:
+            section = section.setdefault(part, {})
+        section[name] = entry["value"]
+    return KINDS[locked["kind"]].model_validate(tree)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The values that define a run, by dotted key; two attempts of one run agree in all of them."""
+    return {key: value for key, value in values_of(recipe).items() if not _may_change(key)}
+
+
+def check_same_run(old_identity: Mapping[str, object], new_identity: Mapping[str, object]) -> None:
+    """Refuse to go on with a run under another configuration.
+
+    Args:
+        old_identity: Of the run that exists, as its lock file holds it.
+        new_identity: Of the recipe that wants to continue it.
+
+    Raises:
+        ChangedConfigError: They differ; the message lists every value, old -> new.
+    """
+    changes = _differences(old_identity, new_identity)
+    if changes:
+        listed = ", ".join(f"{key} {_shown(left)} -> {_shown(right)}" for key, left, right in changes)
+        raise ChangedConfigError(
+            f"a run of this name has another configuration: {listed}",
+            "Give this run another name, or put the values back",
+        )
+
+
+def diff_recipes(left: Recipe, right: Recipe) -> list[Difference]:
+    """The resolved values that differ, in the order of the models."""
+    return _differences(values_of(left), values_of(right))
+
+
+def _differences(left: Mapping[str, object], right: Mapping[str, object]) -> list[Difference]:
+    keys = dict.fromkeys([*left, *right])
+    return [Difference(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _NOT_THE_RUN)
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else show_value(value)

@@ -1,0 +1,114 @@
+"""What happened to a run, as a stream of events: ``events/<attempt:04d>/<seq:08d>.jsonl`` below the run's directory.
+
+Events are rare and mean something; numbers of every step are in ``metrics.py``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Self
+
+from heliostat.observe.redaction import redact_value
+from heliostat.observe.segments import LINES_DROPPED, Line, SegmentWriter, read_segments, utc_now
+from heliostat.storage import Store
+
+EVENTS_PREFIX = "events"
+_SCHEMA_FIELDS = frozenset({"time_utc", "type", "attempt", "rank"})
+
+
+class EventType(StrEnum):
+    """The events that this version writes; each member's docstring says when."""
+
+    def __new__(cls, value: str, doc: str) -> Self:
+        """A member with its sentence as docstring."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.__doc__ = doc
+        return member
+
+    ATTEMPT_STARTED = "attempt_started", "An attempt holds the lease and starts its workers; `workers` says how many."
+    RESUMED = "resumed", "Training state was read from the committed checkpoint of `step`."
+    DATA_READY = "data_ready", "The first batch of the attempt has arrived at the workers."
+    CHECKPOINT_COMMITTED = "checkpoint_committed", "The checkpoint of `step` is in the commit log."
+    CHECKPOINT_REJECTED = "checkpoint_rejected", "The checkpoint of `step` was not accepted; `reason` says why."
+    STEP_SKIPPED = "step_skipped", "The update of `step` was left out; `reason` says why."
+    ATTEMPT_ENDED = "attempt_ended", "An attempt stopped, whatever the `cause`."
+    RUN_FINISHED = "run_finished", "The last step of the run is committed."
+    LINES_DROPPED = LINES_DROPPED, "The store failed for so long that `lines` lines of this stream were given up."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a run."""
+
+    time_utc: str
+    """ISO 8601, UTC."""
+    type: str
+    """An `EventType`, or a name that a newer version wrote."""
+    attempt: int
+    rank: int | None
+    """The worker that it happened to; none for the run as a whole."""
+    fields: Mapping[str, Any]
+    """What this type of event tells besides."""
+
+    def to_line(self) -> Line:
+        """The event as one JSON object; ``rank`` is left out when there is none."""
+        rank = {} if self.rank is None else {"rank": self.rank}
+        return {"time_utc": self.time_utc, "type": str(self.type), "attempt": self.attempt, **rank, **self.fields}
+
+    @classmethod
+    def from_line(cls, line: Line) -> "Event":
+        """The event that ``to_line`` wrote; fields of newer versions are kept."""
+        fields = {name: value for name, value in line.items() if name not in _SCHEMA_FIELDS}
+        return cls(line["time_utc"], line["type"], line["attempt"], line.get("rank"), fields)
+
+
+class EventWriter:
+    """Writes the events of one attempt. Thread-safe; never stops the caller, never waits for the store.
+
+    Args:
+        store: The store of the run.
+        attempt: Number of the attempt, as its lease says.
+        rank: The worker that writes, if it is one.
+        flush_interval_s: Seconds until an event is in the store at the latest, if the store answers.
+    """
+
+    def __init__(self, store: Store, attempt: int, rank: int | None = None, flush_interval_s: float = 1.0) -> None:
+        self._attempt = attempt
+        self._rank = rank
+        self._segments = SegmentWriter(
+            store, f"{EVENTS_PREFIX}/{attempt:04d}", flush_interval_s, common={"attempt": attempt}
+        )
+
+    def emit(self, type: EventType, **fields: object) -> None:
+        """Write one event with its fields; secrets in them are redacted.
+
+        Raises:
+            ValueError: A field has the name of one that every event has.
+        """
+        if taken := _SCHEMA_FIELDS & fields.keys():
+            raise ValueError(f"every event has {sorted(taken)} already")
+        hidden = {name: redact_value(value) for name, value in fields.items()}
+        self._segments.write(Event(utc_now(), type, self._attempt, self._rank, hidden).to_line())
+
+    def flush(self) -> bool:
+        """Write what is buffered now; false when the store failed."""
+        return self._segments.flush()
+
+    def close(self) -> None:
+        """Write the rest and stop."""
+        self._segments.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_events(store: Store) -> list[Event]:
+    """All events of a run, attempt by attempt, in the order in which they were written."""
+    return [Event.from_line(line) for line in read_segments(store, EVENTS_PREFIX)]

@@ -1,0 +1,40 @@
+"""Secrets stay out of everything that is written down: logs, events and messages pass through here.
+
+What counts as a secret: the value of any environment variable whose name says so, and the user part of any URL.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+
+REDACTED = "***"
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD", re.IGNORECASE)
+_URL_USER = re.compile(r"(?<=://)[^/\s]*@")
+_MIN_SECRET_CHARS = 6
+"""Shorter values ("1", "true") are switches rather than secrets; removing them would make every log unreadable."""
+
+
+def secret_values(environ: Mapping[str, str]) -> list[str]:
+    """Values to hide, longest first, so that a secret which contains another one disappears as a whole."""
+    values = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_CHARS}
+    return sorted(values, key=lambda value: (-len(value), value))
+
+
+def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
+    """The text without secrets. The environment is read at each call: credentials may arrive after start-up."""
+    for value in secret_values(os.environ if environ is None else environ):
+        text = text.replace(value, REDACTED)
+    return _URL_USER.sub(f"{REDACTED}@", text)
+
+
+def redact_value(value: object, environ: Mapping[str, str] | None = None) -> object:
+    """The same for a structure: strings, mappings and sequences inside out; other objects by their ``repr``."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return redact(value, environ)
+    if isinstance(value, Mapping):
+        return {redact(str(key), environ): redact_value(item, environ) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact_value(item, environ) for item in value]
+    return redact(repr(value), environ)

@@ -1,0 +1,80 @@
+"""The boto3 client of a process: settings in one place, made when first used."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from heliostat.errors import InvalidUrlError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 30.0
+"""Longest silence of a connected server."""
+_CONNECTIONS = 32
+_CONFIG = Config(
+    connect_timeout=CONNECT_TIMEOUT_S,
+    read_timeout=READ_TIMEOUT_S,
+    max_pool_connections=_CONNECTIONS,
+    # Retries are the store's: two mechanisms would multiply.
+    retries={"total_max_attempts": 1, "mode": "standard"},
+)
+
+
+# Held across forks, so that no child inherits it locked by a thread that only its parent has.
+_making = threading.Lock()
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+
+
+class ProcessClient:
+    """One client per process, shared by its threads; a pickled or forked copy makes its own."""
+
+    def __init__(self) -> None:
+        self._made: tuple[int, S3Client] | None = None
+
+    def __reduce__(self) -> tuple[type["ProcessClient"], tuple[()]]:
+        return (ProcessClient, ())
+
+    def get(self) -> "S3Client":
+        """The client.
+
+        Raises:
+            InvalidUrlError: AWS_ENDPOINT_URL is not a plain address.
+        """
+        made = self._made
+        if made is None or made[0] != os.getpid():
+            with _making:
+                made = self._made
+                if made is None or made[0] != os.getpid():
+                    made = self._made = (os.getpid(), _make_client())
+        return made[1]
+
+    def endpoint(self) -> str:
+        """Host and port for messages, or what stands in for them before there is a client."""
+        if self._made is None:
+            return "the endpoint of the AWS environment"
+        return urlsplit(self._made[1].meta.endpoint_url).netloc.rpartition("@")[2]
+
+
+def _make_client() -> "S3Client":
+    try:
+        client = boto3.session.Session().client("s3", config=_CONFIG)
+    except (ValueError, BotoCoreError) as error:
+        if isinstance(error, BotoCoreError):
+            raise
+        # botocore's own message repeats the address, which may hold a password.
+        raise InvalidUrlError(
+            "AWS_ENDPOINT_URL is not an address like http://host:port",
+            "Correct it in the environment or the AWS profile",
+        ) from None
+    if "@" in urlsplit(client.meta.endpoint_url).netloc:
+        raise InvalidUrlError(
+            "AWS_ENDPOINT_URL holds credentials before an '@'", "Give them as AWS_ACCESS_KEY_ID and its secret"
+        )
+    return client

@@ -1,0 +1,183 @@
+"""One worker's part in one attempt of a run: restore, train, commit. Runs inside Ray Train."""
+
+import os
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
+from heliostat.checkpoint.retention import retire, sweep
+from heliostat.checkpoint.verify import Choice, newest_good
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.order import SampleOrder
+from heliostat.data.slots import SlotPlan
+from heliostat.data.stream import SampleSource, WorkerShare, stream_samples
+from heliostat.errors import CorruptCheckpointError, HeliostatError
+from heliostat.objectives.networks import Network
+from heliostat.observe.events import EventType, EventWriter
+from heliostat.observe.metrics import MetricsWriter
+from heliostat.storage import Store, open_store
+from heliostat.training.collective import first_does
+from heliostat.training.feed import StepInput, feed, slot_batch
+from heliostat.training.ledger import EMPTY, SampleLedger
+from heliostat.training.phases import PhaseClock
+from heliostat.training.state import load_state, save_state
+from heliostat.training.step import StepResult, TrainingStep
+from heliostat.training.zero import ZeroEngine
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What every worker has to know."""
+
+    recipe: PretrainRecipe
+    manifest_sha256: str
+    """The dataset's manifest that the run has pinned."""
+
+
+def run_store(root: Store, name: str) -> Store:
+    """The part of a root that belongs to one run."""
+    return root.sub(f"runs/{name}")
+
+
+def sample_order(recipe: PretrainRecipe, manifest_sha256: str, group_rows: tuple[int, ...]) -> SampleOrder:
+    """The order in which a run reads its dataset."""
+    return SampleOrder(manifest_sha256, recipe.seed, group_rows, recipe.dataset.window_groups)
+
+
+def train_attempt(config: dict[str, Any]) -> None:
+    """Ray Train's entry into a worker: ``config["spec"]`` is a ``RunSpec``."""
+    with ExitStack() as stack:
+        worker = AttemptWorker(config["spec"], stack)
+        try:
+            worker.train()
+        except HeliostatError as error:
+            worker.ended(str(error))
+            raise
+        worker.ended("completed")
+
+
+class AttemptWorker:
+    """State and loop of one worker."""
+
+    def __init__(self, spec: RunSpec, stack: ExitStack) -> None:
+        import ray.train.torch
+
+        recipe = self._recipe = spec.recipe
+        root = open_store(recipe.root)
+        self._store = run_store(root, recipe.name)
+        self._rank, world_size = dist.get_rank(), dist.get_world_size()
+        self._device = ray.train.torch.get_device()
+        self._plan = SlotPlan(recipe.training.slots, world_size)
+        self._log = CommitLog(self._store)
+        self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
+        flush_s = recipe.observe.flush_interval_s
+        # Rank 0 writes for all: what it sees of a step is what the run did.
+        self._is_first = self._rank == 0
+        self._events = stack.enter_context(EventWriter(self._store, self._lease.attempt, None, flush_s))
+        self._metrics = stack.enter_context(MetricsWriter(self._store, self._lease.attempt, flush_s))
+        self._emit(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
+        self._source = self._open_dataset(root, spec.manifest_sha256)
+        self._clock = PhaseClock()
+        self._engine, self._teacher = self._new_networks()
+        stack.callback(self._engine.close)
+
+    def train(self) -> None:
+        """From the newest good checkpoint to the last step."""
+        steps = self._recipe.training.steps
+        first_step, digest = self._restore()
+        ledger = SampleLedger(self._plan, digest)
+        training = TrainingStep(self._recipe, self._engine, self._teacher, self._clock)
+        share = WorkerShare(self._plan, self._rank, self._recipe.training.slot_batch)
+        inputs = feed(
+            self._recipe, self._plan, self._rank, first_step, stream_samples(self._source, share, first_step, steps)
+        )
+        for step in range(first_step, steps):
+            with self._clock.phase("data_wait_s"):
+                prepared: StepInput = next(inputs)
+            if step == first_step:
+                self._emit(EventType.DATA_READY, step=step)
+            result = training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
+            ledger.consumed(prepared)
+            if (step + 1) % self._recipe.checkpoint.every_steps == 0 or step + 1 == steps:
+                with self._clock.phase("checkpoint_s"):
+                    self._checkpoint(step + 1, ledger)
+            self._report(step, result)
+        inputs.close()
+        first_does(self._finish)
+
+    def ended(self, cause: str) -> None:
+        """Note why the attempt stopped."""
+        self._emit(EventType.ATTEMPT_ENDED, cause=cause)
+
+    def _open_dataset(self, root: Store, manifest_sha256: str) -> SampleSource:
+        name = self._recipe.dataset.name
+        manifest = load_manifest(root, name, manifest_sha256)
+        groups = tuple(group.rows for shard in manifest.shards for group in shard.row_groups)
+        return SampleSource(dataset_store(root, name), manifest, sample_order(self._recipe, manifest_sha256, groups))
+
+    def _new_networks(self) -> tuple[ZeroEngine, Network]:
+        student, teacher = Network(self._recipe), Network(self._recipe)
+        student.init_weights(self._recipe.seed)
+        teacher.load_state_dict(student.state_dict())
+        engine = ZeroEngine(student, self._recipe.training, self._plan, self._device)
+        return engine, teacher.to(self._device)
+
+    def _restore(self) -> tuple[int, bytes]:
+        """First step to compute, and the digest of ids up to it."""
+        for verify_bytes in (False, True):
+            choice = first_does(lambda verify=verify_bytes: self._choose(verify))  # type: ignore[misc]
+            if choice is None:
+                return 0, EMPTY
+            try:
+                load_state(self._store, choice.manifest, self._engine, self._teacher)
+            except CorruptCheckpointError:
+                if verify_bytes:
+                    raise
+                continue  # found while reading; choose again, reading every byte of the candidates
+            for rejected in choice.rejected:
+                self._emit(EventType.CHECKPOINT_REJECTED, step=rejected.step, reason=rejected.reason)
+            self._emit(EventType.RESUMED, step=choice.manifest.step, from_workers=choice.manifest.world_size)
+            return choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)
+        raise AssertionError("the last round of the loop returns or raises")
+
+    def _choose(self, verify_bytes: bool) -> Choice | None:
+        return newest_good(self._store, self._log.read(), verify_bytes)
+
+    def _checkpoint(self, done: int, ledger: SampleLedger) -> None:
+        manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._teacher)
+        if self._is_first:
+            retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last)
+        self._emit(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
+
+    def _report(self, step: int, result: StepResult) -> None:
+        seconds = self._clock.read()
+        if not self._is_first or (step + 1) % self._recipe.observe.log_every_steps:
+            return
+        images = self._recipe.training.global_batch
+        self._metrics.write(
+            step,
+            **result.terms,
+            lr=result.values.lr,
+            teacher_temperature=result.values.teacher_temperature,
+            ema_momentum=result.values.ema_momentum,
+            **{f"gradient_norm_{name}": norm for name, norm in result.gradient_norms.items()},
+            images_per_s=images / max(sum(seconds.values()), 1e-9),
+            **seconds,
+        )
+
+    def _finish(self) -> None:
+        self._log.append(
+            self._lease,
+            EndEntry(attempt=self._lease.attempt, step=self._recipe.training.steps, outcome="completed"),
+        )
+        sweep(self._store, self._log, self._lease)
+        self._emit(EventType.RUN_FINISHED, step=self._recipe.training.steps)
+
+    def _emit(self, kind: EventType, **fields: object) -> None:
+        if self._is_first:
+            self._events.emit(kind, **fields)

@@ -1,0 +1,82 @@
+"""What workers tell each other, beside gradients: reductions, decisions of rank 0, and errors that all must share.
+
+A worker that raises alone leaves the others waiting in a collective until it times out; so errors are exchanged and raised
+by all.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from heliostat.errors import HeliostatError
+
+T = TypeVar("T")
+
+
+class ProcessGroupReducer:
+    """Reductions over all workers by ``torch.distributed``."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the workers."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Tensor) -> Tensor:
+        """Element-wise maximum over the workers."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    @staticmethod
+    def _reduced(values: Tensor, operation: Any) -> Tensor:
+        result = values.clone()
+        dist.all_reduce(result, operation)
+        return result
+
+
+def all_do(work: Callable[[], T]) -> list[T]:
+    """Do ``work`` on every worker; the results by rank, or the first worker's user-facing error on all of them."""
+    outcome: tuple[T | None, HeliostatError | None]
+    try:
+        outcome = (work(), None)
+    except HeliostatError as error:
+        outcome = (None, error)
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
+def first_does(work: Callable[[], T]) -> T:
+    """Do ``work`` on rank 0 alone; its result, or its user-facing error, on all workers."""
+    shared: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            shared = [(work(), None)]
+        except HeliostatError as error:
+            shared = [(None, error)]
+    dist.broadcast_object_list(shared, src=0)
+    result, error = shared[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """The workers' tensors, which differ in their first dimension, by rank."""
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    device = _wire_device()
+    sizes = [size.to(device) for size in sizes]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: len(rows)] = rows.to(device)
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [part[: int(size)].cpu() for part, size in zip(gathered, sizes, strict=True)]
+
+
+def _wire_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

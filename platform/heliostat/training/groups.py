@@ -1,0 +1,64 @@
+"""Parameter groups: layer-wise learning-rate decay, weight-decay exemptions, and the sub-module a gradient is clipped with.
+
+Rules of DINOv2's code (``utils/param_groups.py``): biases, norms and LayerScale are not decayed, tokens and position
+embeddings are; layer 0 is everything before the blocks; heads have factor 1; the patch embedding gets an extra factor.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from heliostat.config.pretrain import TrainingConfig
+from heliostat.training.schedules import StepValues
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GroupRule:
+    """What the parameters of one group have in common."""
+
+    sub_module: str
+    lr_factor: float
+    decays: bool
+    is_prototypes: bool
+
+    def lr(self, values: StepValues) -> float:
+        """Learning rate of the group at a step."""
+        return 0.0 if self.is_prototypes and values.prototypes_frozen else values.lr * self.lr_factor
+
+    def weight_decay(self, values: StepValues) -> float:
+        """Weight decay of the group at a step."""
+        return values.weight_decay if self.decays else 0.0
+
+
+def rule_of(name: str, depth: int, training: TrainingConfig) -> GroupRule:
+    """The rule of a parameter, from its name in a ``Network``."""
+    sub_module = name.split(".", 1)[0]
+    factor = 1.0
+    if sub_module == "backbone":
+        factor = training.layer_decay ** (depth + 1 - _layer_of(name, depth))
+        if "patch_embed" in name:
+            factor *= training.patch_embed_lr
+    return GroupRule(
+        sub_module=sub_module,
+        lr_factor=factor,
+        decays=not (name.endswith(".bias") or "norm" in name or "gamma" in name),
+        is_prototypes="last_layer" in name,
+    )
+
+
+def _layer_of(name: str, depth: int) -> int:
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block.group(1)) + 1
+    early = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed")
+    return 0 if any(part in name for part in early) else depth + 1
+
+
+def parameter_groups(network: nn.Module, depth: int, training: TrainingConfig) -> list[dict[str, Any]]:
+    """Optimizer groups, one per rule in a fixed order; each carries its rule under ``rule``."""
+    members: dict[GroupRule, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        members.setdefault(rule_of(name, depth, training), []).append(parameter)
+    return [{"params": members[rule], "rule": rule} for rule in sorted(members)]

@@ -1,0 +1,79 @@
+"""A run on Ray Train: starts the workers of an attempt, waits, and turns what went wrong into one error.
+
+Ray Train manages processes and process groups. Which checkpoint exists and where to continue is decided by the run's own
+commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints.
+"""
+
+import tempfile
+import uuid
+
+from heliostat.errors import HeliostatError, TrainingFailedError
+from heliostat.training.attempt import RunSpec, train_attempt
+
+COLLECTIVE_TIMEOUT_S = 120
+CPU_WORKER_ENV = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    # glibc gives large blocks back to the system at once and asks for them again in the next layer; page faults then cost
+    # more than small models compute.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment of workers without a GPU."""
+
+
+def fit(spec: RunSpec, use_gpu: bool) -> None:
+    """Run one attempt on the initialised Ray, to the run's last step; blocks.
+
+    Raises:
+        HeliostatError: the first error that a worker reported, or ``TrainingFailedError`` for any other failure.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
+
+    scaling = spec.recipe.scaling
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="heliostat-ray-") as scratch:
+        trainer = TorchTrainer(
+            train_attempt,
+            train_loop_config={"spec": spec},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+            scaling_config=ScalingConfig(num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker=resources),
+            run_config=RunConfig(
+                # A name of its own: under a known one Ray Train would restore its record of that run.
+                name=f"{spec.recipe.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0),
+                worker_runtime_env={} if use_gpu else {"env_vars": CPU_WORKER_ENV},
+            ),
+        )
+        try:
+            trainer.fit()
+        except RayTrainingFailedError as error:
+            raise _first_cause(error) from error
+
+
+def _first_cause(error: Exception) -> HeliostatError:
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = [_unwrapped(failures[rank]) for rank in sorted(failures)] or [error]
+    for cause in causes:
+        if isinstance(cause, HeliostatError):
+            return cause
+    first = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
+    return TrainingFailedError(
+        f"a training worker failed: {type(causes[0]).__name__}: {first[-1]}",
+        "Run the same command again to resume from the last checkpoint; --debug shows the workers' traceback",
+    )
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The exception that the train function raised, without the layers that carried it here."""
+    seen: BaseException = error
+    while not isinstance(seen, HeliostatError):
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException):
+            return seen
+        seen = inner
+    return seen

@@ -1,0 +1,115 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from heliostat.data.ingest import IngestProgress, IngestResult
+from heliostat.data.manifest import load_manifest
+from heliostat.errors import InvalidValueError
+from heliostat.storage import open_store
+from heliostat_jobs.cli import app
+from heliostat_jobs.cli.dataset import show_ingest, split_destination, summary
+
+RESULT = IngestResult(
+    manifest_sha256="ab" * 32,
+    images=1200,
+    dataset_images=5000,
+    duplicates=3,
+    quarantined=2,
+    reasons={"empty": 1, "truncated": 1},
+    skipped=4,
+    size_bytes=3 * 2**20,
+    duration_s=2.5,
+)
+
+
+def heliostat(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        app(list(arguments))
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_ingest__stores_a_folder_and_says_so_in_one_json_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shade in range(3):
+        (tmp_path / "photos" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (shade, 0, 0)).save(tmp_path / "photos" / "cat" / f"{shade}.png")
+    whole = (tmp_path / "photos" / "cat" / "0.png").read_bytes()
+    (tmp_path / "photos" / "half.png").write_bytes(whole[:-10])
+    root = tmp_path / "root"
+    assert heliostat("dataset", "ingest", str(tmp_path / "photos"), f"{root}/photos", "--json") == 0
+    output = capsys.readouterr()
+    answer = json.loads(output.out)
+    assert (answer["dataset"], answer["images"], answer["quarantined"]) == ("photos", 3, 1)
+    assert answer["reasons"] == {"truncated": 1}
+    assert load_manifest(open_store(str(root)), "photos").sha256 == answer["manifest_sha256"]
+    assert "storing: 3/3 images" in output.err
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, r"error: HS-DATA-001: the source '.*/photos' does not exist\. Give a folder that holds images\."),
+        ({}, r"error: HS-DATA-002: the source '.*/photos' holds no image: it is empty\. Give a folder "),
+        ({"a.txt": b"x", "b.txt": b"y"}, r"error: HS-DATA-002: .* holds no image: it holds 2 \.txt files\. "),
+    ],
+)
+def test_ingest__a_useless_source_is_one_line_before_ray_starts(
+    files: dict[str, bytes] | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if files is not None:
+        (tmp_path / "photos").mkdir()
+        for name, content in files.items():
+            (tmp_path / "photos" / name).write_bytes(content)
+    assert heliostat("dataset", "ingest", str(tmp_path / "photos"), str(tmp_path / "root" / "photos")) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert re.match(message, output.err)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("destination", ["photos", "/photos", "s3://photos", "s3://", ""])
+def test_split_destination__needs_a_root_and_a_name(destination: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"HS-CONF-004: the destination .* is not ROOT/NAME"):
+        split_destination(destination)
+
+
+@pytest.mark.parametrize(
+    ("destination", "expected"),
+    [
+        ("./root/photos", ("./root", "photos")),
+        ("root/photos/", ("root", "photos")),
+        ("s3://bucket/photos", ("s3://bucket", "photos")),
+        ("s3://bucket/a/b/photos", ("s3://bucket/a/b", "photos")),
+    ],
+)
+def test_split_destination__takes_the_last_part_as_the_name(destination: str, expected: tuple[str, str]) -> None:
+    assert split_destination(destination) == expected
+
+
+def test_summary__gives_the_numbers_the_quarantine_and_the_next_command() -> None:
+    assert summary("./my root", "photos", RESULT) == [
+        "photos: 1,200 images added, 5,000 in all (3.0 MiB written in 2.5 s)",
+        "left out: 3 duplicates, 2 in quarantine, 4 hidden files and companions",
+        "quarantine: 1 empty, 1 truncated; every file is named in "
+        f"./my root/datasets/photos/quarantine/{'ab' * 32}.jsonl",
+        f"manifest: {'ab' * 32}",
+        "next: heliostat run RECIPE.yaml --set 'root=./my root' --set dataset.name=photos",
+    ]
+
+
+def test_show_ingest__shows_one_stage_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_ingest() as report:
+        report(IngestProgress("check", 10, 10, 1))
+        report(IngestProgress("store", 4, 9, 1))
+        report(IngestProgress("store", 9, 9, 1))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("checking: 10/10 images")
+    assert lines[-1].startswith("storing: 9/9 images")

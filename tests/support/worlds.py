@@ -1,0 +1,179 @@
+"""Training worlds for tests: the product's step under DeepSpeed in plain processes, without Ray, on images made here."""
+
+import datetime
+import hashlib
+import io
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import Tensor
+
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.order import SampleOrder
+from heliostat.data.slots import SlotPlan
+from heliostat.data.stream import Samples, WorkerShare
+from heliostat.objectives.networks import Network
+from heliostat.training.feed import StepInput, prepare_step, slot_batch
+from heliostat.training.phases import PhaseClock
+from heliostat.training.step import TrainingStep
+
+IMAGES = 96
+ORDER = SampleOrder("ab" * 32, seed=7, group_rows=(16,) * 6, window_groups=2)
+
+
+def tiny_recipe(**training: Any) -> PretrainRecipe:
+    """A ViT of two blocks that learns within a few steps; 4 slots of 4 images."""
+    return PretrainRecipe.model_validate(
+        {
+            "kind": "pretrain",
+            "name": "tiny",
+            "seed": 7,
+            "dataset": {"name": "tiny", "window_groups": 2},
+            "model": {
+                "arch": "custom",
+                "embed_dim": 32,
+                "depth": 2,
+                "heads": 2,
+                "patch_px": 4,
+                "layer_scale": 1.0,
+                "drop_path": 0.1,
+            },
+            "augmentation": {"global_px": 16, "local_px": 8, "local_count": 2, "blur": "none"},
+            "objective": {
+                "prototypes": 48,
+                "head_hidden": 32,
+                "head_bottleneck": 16,
+                "teacher_temperature": 0.04,
+                "teacher_temperature_warmup_steps": 0,
+            },
+            "training": {
+                "steps": 20,
+                "global_batch": 16,
+                "slot_batch": 4,
+                "base_lr": 0.016,
+                "warmup_steps": 2,
+                "freeze_prototypes_steps": 0,
+                "ema_momentum": 0.9,
+                "precision": "fp32",
+                **training,
+            },
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def encoded_images() -> list[bytes]:
+    """PNG files of smooth coloured noise."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(IMAGES):
+        small = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(small).resize((30, 24), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    return images
+
+
+def samples_at(positions: list[int]) -> Samples:
+    """The samples at positions of the run, as the stream would bring them."""
+    images = [encoded_images()[int(ORDER.positions(position, 1)[0])] for position in positions]
+    return Samples(positions, [hashlib.sha256(data).hexdigest() for data in images], images)
+
+
+def step_input(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int) -> StepInput:
+    """What a worker is fed at a step."""
+    share = WorkerShare(plan, rank, recipe.training.slot_batch)
+    return prepare_step(recipe, plan, rank, step, samples_at(share.positions(step)))
+
+
+@dataclass
+class Trace:
+    """What one worker saw and ended with."""
+
+    terms: list[dict[str, float]] = field(default_factory=list)
+    norms: list[dict[str, float]] = field(default_factory=list)
+    slots: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
+    """(step, slot) to digests of its ids, crops and masks."""
+    student: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+
+
+def slot_digests(step: StepInput, plan: SlotPlan, rank: int) -> dict[tuple[int, int], dict[str, str]]:
+    """Digests of everything random in a worker's slots."""
+
+    def sha(*arrays: Any) -> str:
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+    return {
+        (step.step, slot): {
+            "ids": ",".join(item.ids),
+            "crops": sha(item.crops.global_crops, item.crops.local_crops),
+            "masks": sha(item.masks.numpy()),
+            "drops": sha(*[index.numpy() for block in item.drops or [] for branch in block for index in branch]),
+        }
+        for slot, item in zip(plan.slots_of(rank), step.slots, strict=True)
+    }
+
+
+def train(recipe: PretrainRecipe, engine: Any, steps: range, teacher: Network, trace: Trace) -> Trace:
+    """Run steps on one worker."""
+    training = TrainingStep(recipe, engine, teacher, PhaseClock())
+    for step in steps:
+        prepared = step_input(recipe, training.plan, engine.rank, step)
+        trace.slots.update(slot_digests(prepared, training.plan, engine.rank))
+        result = training.run(step, [slot_batch(slot, torch.device("cpu")) for slot in prepared.slots])
+        trace.terms.append(result.terms)
+        trace.norms.append(result.gradient_norms)
+    trace.student = {name: value.detach().clone() for name, value in engine.student.state_dict().items()}
+    trace.teacher = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    return trace
+
+
+def new_networks(recipe: PretrainRecipe) -> tuple[Network, Network]:
+    """Student and teacher at the start of a run."""
+    student, teacher = Network(recipe), Network(recipe)
+    student.init_weights(recipe.seed)
+    teacher.load_state_dict(student.state_dict())
+    return student, teacher
+
+
+def run_world(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run ``work(rank, world_size, *arguments)`` in ``world_size`` processes joined by gloo; returns the results by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, (world_size, port, folder, work, arguments), nprocs=world_size)
+        return [
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)
+        ]  # written a moment ago by this test's own processes
+
+
+def _worker(
+    rank: int, world_size: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(
+        DS_ACCELERATOR="cpu",
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=60))
+    try:
+        torch.save(work(rank, world_size, *arguments), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
