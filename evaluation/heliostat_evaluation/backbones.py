@@ -65,5 +65,5 @@ def patch_features(backbone: VisionTransformer, images_BCHW: Tensor) -> Tensor:
 
 
 def _tokens(backbone: VisionTransformer, images_BCHW: Tensor) -> Tokens:
-    (tokens,) = backbone([images_BCHW])
-    return tokens
+    groups: list[Tokens] = backbone([images_BCHW])
+    return groups[0]

@@ -18,7 +18,7 @@ from heliostat.storage import Store
 
 Pixels = NDArray[np.uint8]
 _RESIZE_OVER_CROP = 256 / 224
-"""The shorter side is resized to 256 for a central crop of 224 (DINOv2's evaluation transform); alike at other sizes."""
+"""The shorter side is resized to 256 for a central crop of 224 (DINOv2's evaluation transform)."""
 
 
 @dataclass(frozen=True, slots=True)

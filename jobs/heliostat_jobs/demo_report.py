@@ -13,8 +13,9 @@ from heliostat.observe.report import KeyNumber, Report
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import patch_features
 from heliostat_evaluation.charts import knn_bars, loss_curves, time_share_bar
+from heliostat_evaluation.datasets import Pixels
 from heliostat_evaluation.pictures import neighbour_grid, pca_picture
-from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, Evaluation, Pixels
+from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, Evaluation
 
 REPORT_KEY = "reports/report.html"
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 8, 8
@@ -73,9 +74,9 @@ def _learnt(report: Report, evaluation: Evaluation) -> None:
         )
     )
     section.text(
-        f"{len(evaluation.queries.labels)} held-out images are classified by the {len(evaluation.bank.labels)} training "
-        f"images nearest to them in feature space, among {len(evaluation.bank.classes)} classes. The labels served for "
-        "this only."
+        f"{len(evaluation.queries.labels)} held-out images are classified by the {len(evaluation.bank.labels)} "
+        f"training images nearest to them in feature space, among {len(evaluation.bank.classes)} classes. "
+        "The labels served for this only."
     )
     section.figure(knn_bars(evaluation.accuracies), "k-NN accuracy with 95 % intervals, by k.", "k-NN accuracy")
 

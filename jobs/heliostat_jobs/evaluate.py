@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +93,7 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     bank = load_labelled(root, recipe.bank, px)
     queries = with_classes_of(bank, load_labelled(root, recipe.queries, px))
     teacher = newest_teacher(run_store(root, recipe.run), pretraining)
-    features = {
+    features: dict[str, Callable[[Tensor], Tensor]] = {
         UNTRAINED: ClassToken(untrained_backbone(pretraining)),
         PIXELS: normalised_pixels,
         TRAINED: ClassToken(teacher.backbone),
@@ -115,8 +116,6 @@ def load_labelled(root: Store, name: str, px: int) -> LabelledSet:
     batches: list[LabelledBatch] = list(labelled_batches(dataset_store(root, name), manifest, px))
     if not batches:
         raise TooFewSamplesError(f"dataset {name!r} holds no image", "Ingest labelled images into it")
-    import numpy as np
-
     return LabelledSet(
         np.concatenate([batch.images for batch in batches]),
         [label for batch in batches for label in batch.labels],
@@ -126,7 +125,7 @@ def load_labelled(root: Store, name: str, px: int) -> LabelledSet:
 
 
 def with_classes_of(bank: LabelledSet, queries: LabelledSet) -> LabelledSet:
-    """The queries with their labels counted as the bank counts them; a class that the bank lacks gets a number of its own."""
+    """The queries with the bank's numbers of classes; a class that the bank lacks gets a number of its own."""
     classes = (*bank.classes, *(name for name in queries.classes if name not in bank.classes))
     number = {name: index for index, name in enumerate(classes)}
     labels = [number[queries.classes[label]] for label in queries.labels]

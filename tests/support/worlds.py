@@ -1,4 +1,4 @@
-"""Training worlds for tests: the product's step under DeepSpeed in plain processes, without Ray, on images made here."""
+"""Training worlds for tests: the product's step under DeepSpeed in plain processes, on generated images."""
 
 import datetime
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.order import SampleOrder
@@ -28,6 +28,7 @@ from heliostat.training.feed import StepInput, prepare_step, slot_batch
 from heliostat.training.phases import PhaseClock
 from heliostat.training.step import TrainingStep
 
+CPU_DEVICE = torch.device("cpu")
 IMAGES = 96
 ORDER = SampleOrder("ab" * 32, seed=7, group_rows=(16,) * 6, window_groups=2)
 
@@ -149,12 +150,12 @@ def new_networks(recipe: PretrainRecipe) -> tuple[Network, Network]:
 
 
 def run_world(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run ``work(rank, world_size, *arguments)`` in ``world_size`` processes joined by gloo; returns the results by rank."""
+    """Run ``work(rank, world_size, *arguments)`` in ``world_size`` processes joined by gloo; the results by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (world_size, port, folder, work, arguments), nprocs=world_size)
+        spawn(_worker, (world_size, port, folder, work, arguments), nprocs=world_size)
         return [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)
         ]  # written a moment ago by this test's own processes

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from heliostat import __version__
 from heliostat.errors import CommandLineError, HeliostatError
+from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
 from heliostat_jobs.cli import config_commands, dataset, demo, run
 from heliostat_jobs.cli.exit_codes import ExitCode, exit_code_of
@@ -129,6 +130,7 @@ def heliostat(
 
     Exit status: 0 ok, 1 the job failed, 2 usage, 3 a store or cluster cannot be reached, 4 gave up after preemptions.
     """
+    configure_logging()
     if version:
         print_json({"version": __version__}) if json else typer.echo(f"heliostat {__version__}")
     elif context.invoked_subcommand is None:

@@ -1,4 +1,4 @@
-"""Multi-crop augmentation (DINOv2, section 2.5 of its code's recipe): parameters first, pixels second.
+"""Multi-crop augmentation as in DINOv2 (its code, ``data/augmentations.py``): parameters first, pixels second.
 
 ``plan_crop`` draws every parameter of a crop from one stream of draws; ``apply_crop`` is a function of pixels and plan.
 Order per crop: resized crop, flip, colour jitter, grey, blur, solarize; normalisation happens on the whole batch.
@@ -24,7 +24,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 _BLUR_KERNEL_PX, _BLUR_SIGMA_PX = 9, (0.1, 2.0)
 _SOLARIZE_FROM = 128
 _BLUR_PROBABILITY = {"paper": (1.0, 0.1, 0.5), "official": (0.0, 0.9, 0.5), "none": (0.0, 0.0, 0.0)}
-"""Of global crop 1, global crop 2 and the local crops. The official code passes 1 - p (facebookresearch/dinov2 PR #411),
+"""Of global crop 1, global crop 2, local crops. The official code passes 1 - p (facebookresearch/dinov2 PR #411),
 and the released weights were trained with that."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -1,9 +1,9 @@
 """Random draws as a function of a key, never of what was drawn before elsewhere.
 
 Every draw of a run belongs to a stream named by (run seed, purpose, indices), for example the crop parameters of
-(position in the run, view) or the masks of (step, slot). So a draw is the same on any worker, in any attempt, at any time.
-Values are made from raw Philox words by arithmetic written here: NumPy promises the words of a bit generator for ever,
-but not what its ``Generator`` methods make of them.
+(position in the run, view) or the masks of (step, slot). So a draw is the same on any worker, in any attempt, at any
+time. Values are made from raw Philox words by arithmetic written here: NumPy promises the words of a bit generator for
+ever, but not what its ``Generator`` methods make of them.
 """
 
 import hashlib

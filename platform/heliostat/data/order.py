@@ -1,11 +1,12 @@
 """Which samples belong to which step: arithmetic only, no I/O, no state.
 
-Epoch ``e`` of a dataset is a permutation that depends on the manifest's hash, the run's seed and ``e``, and on nothing else.
-Row groups are permuted first; rows are then shuffled inside a window of groups, so that reads stay sequential while
-neighbours on disk end up far apart in time. Every window has a random stream of its own: to resume anywhere costs one
-window, not an epoch. A run's whole data position is one integer: its step.
+Epoch ``e`` of a dataset is a permutation that depends on the manifest's hash, the run's seed and ``e``, and on nothing
+else. Row groups are permuted first; rows are then shuffled inside a window of groups, so that reads stay sequential
+while neighbours on disk end up far apart in time. Every window has a random stream of its own: to resume anywhere costs
+one window, not an epoch. A run's whole data position is one integer: its step.
 
-A *row* is a sample's index in the manifest (shards in order, row groups in order); a *position* is its place in the run.
+A *row* is a sample's index in the manifest (shards in order, row groups in order); a *position* is its place in the
+run.
 
 Legend: N rows of the dataset, G images per step (the global batch), B rows of a window.
 """

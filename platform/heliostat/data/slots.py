@@ -1,7 +1,7 @@
 """How the slots of a step are spread over the workers that exist right now.
 
-A slot is a fixed group of images whose losses are computed together. The number of slots belongs to the run; the number of
-workers belongs to the moment. Nothing outside this file may turn one into the other.
+A slot is a fixed group of images whose losses are computed together. The number of slots belongs to the run; the number
+of workers belongs to the moment. Nothing outside this file may turn one into the other.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Ray Data carries the encoded images of a worker's slots to it, in the exact order of the run.
 
-Every worker has a pipeline of its own: a list of chunks (consecutive steps), each fetched by one Ray task that computes by
-arithmetic which rows it needs, reads their verified row groups, and returns the rows in order. One execution spans all epochs
-to the end of the run, because an execution takes seconds to start. Nothing is coordinated between workers, so nothing has to
-be when their number changes: the state of the stream is the step.
+Every worker has a pipeline of its own: a list of chunks (consecutive steps), each fetched by one Ray task that computes
+by arithmetic which rows it needs, reads their verified row groups, and returns the rows in order. One execution spans
+all epochs to the end of the run, because an execution takes seconds to start. Nothing is coordinated between workers,
+so nothing has to be when their number changes: the state of the stream is the step.
 
 Ray Data's own ``streaming_split`` cannot be used: it hands out blocks as they come, so which worker gets which sample
 depends on timing, and it restarts at sample 0 with every worker group.
@@ -30,8 +30,8 @@ _CHUNK_SAMPLES = 512
 """Samples that one task brings to one worker, about."""
 _MAX_BLOCKS = 2000
 _TASK_CPUS = 0.25
-"""Fetching waits for storage most of the time. Whole CPUs would starve the workers, or be starved by them for ever (a deadlock
-was seen with actors that held all CPUs)."""
+"""Fetching waits for storage most of the time. Whole CPUs would starve the workers, or be starved by them for ever (a
+deadlock was seen with actors that held all CPUs)."""
 _TASKS_AT_ONCE = 2
 _CACHED_ROW_GROUPS = 32
 _FAILED = -1
@@ -57,24 +57,19 @@ class SampleSource:
     order: SampleOrder
 
     def read(self, positions: list[int]) -> pa.Table:
-        """Rows ``position``, ``id``, ``image`` at the given positions of the run, in that order."""
-        rows = self._rows_at(positions)
+        """Rows ``id``, ``image``, ``position`` at the given positions of the run, in that order."""
+        # One call for the whole span: each one permutes the row groups of an epoch anew.
+        first = min(positions)
+        rows = self.order.positions(first, max(positions) - first + 1)[np.subtract(positions, first)]
+        places = [self.order.locate(row) for row in rows.tolist()]
         picked: list[pa.Table] = []
-        places = [self.order.locate(row) for row in rows]
+        taken: list[int] = []
         for group in sorted({group for group, _ in places}):
             wanted = [index for index, (other, _) in enumerate(places) if other == group]
-            table = _row_group(self, group).take([places[index][1] for index in wanted])
-            picked.append(table.append_column("position", pa.array([positions[index] for index in wanted], pa.int64())))
-        return pa.concat_tables(picked).sort_by("position")
-
-    def _rows_at(self, positions: list[int]) -> list[int]:
-        runs: list[int] = []
-        start = 0
-        for index in range(1, len(positions) + 1):
-            if index == len(positions) or positions[index] != positions[index - 1] + 1:
-                runs.extend(self.order.positions(positions[start], index - start).tolist())
-                start = index
-        return runs
+            picked.append(_row_group(self, group).take([places[index][1] for index in wanted]))
+            taken.extend(wanted)
+        table = pa.concat_tables(picked).take(np.argsort(taken))
+        return table.append_column("position", pa.array(positions, pa.int64()))
 
     def __hash__(self) -> int:
         return hash((self.store.url, self.order.manifest_hash))

@@ -2,7 +2,7 @@
 
 Crops of different sizes share one packed token tensor, so that everything token-wise runs once. Attention must not mix
 sequences: the grouped backend runs one batched scaled-dot-product attention per group of equally long sequences. It
-agrees with a loop over sequences to the last bit and works everywhere; xFormers has no CPU operator.
+agrees with a loop over sequences to rounding and works everywhere; xFormers has no CPU operator.
 
 Legend: T packed tokens of all groups, S sequences of a group, N tokens of a sequence, H heads, E width of a head.
 """

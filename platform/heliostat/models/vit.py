@@ -198,8 +198,8 @@ class VisionTransformer(nn.Module):
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Position embedding for a grid of patches, shape (1, 1 + rows * columns, D), interpolated in fp32.
 
-        Models without registers were trained with a scale factor that carries an offset of 0.1, those with registers with
-        an antialiased resize to the exact size (dinov2, ``interpolate_offset`` and ``interpolate_antialias``).
+        Models without registers were trained with a scale factor that carries an offset of 0.1, those with registers
+        with an antialiased resize to the exact size (dinov2, ``interpolate_offset`` and ``interpolate_antialias``).
         """
         if rows == columns == self.grid:
             return self.pos_embed

@@ -47,8 +47,8 @@ def ibot_loss(targets_MK: Tensor, logits_MK: Tensor, weights_M: Tensor, crops: i
 def koleo_loss(cls_BD: Tensor) -> Tensor:
     """KoLeo regulariser of one global crop: -mean log distance to the nearest other image, on the unit sphere, in fp32.
 
-    The two crops' values are summed by the caller (the code does so; the paper speaks of the first crop only). A slot of
-    one image has no neighbour: 0.
+    The two crops' values are summed by the caller (the code does so; the paper speaks of the first crop only). A slot
+    of one image has no neighbour: 0.
     """
     if cls_BD.shape[0] < 2:
         return cls_BD.new_zeros((), dtype=torch.float32)

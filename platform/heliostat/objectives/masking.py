@@ -1,12 +1,13 @@
 """Which patches of a slot's global crops are masked, and which crops a branch skips: drawn before the forward pass.
 
-Block masks as in BEiT and DINOv2 (its code, ``data/masking.py`` and ``data/collate.py``): half of the crops are masked, with
-ratios spread evenly over a range, by rectangles of random area and shape.
+Block masks as in BEiT and DINOv2 (its code, ``data/masking.py`` and ``data/collate.py``): half of the crops are masked,
+with ratios spread evenly over a range, by rectangles of random area and shape.
 
 Legend: B crops, N patches of a crop.
 """
 
 import math
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -40,15 +41,15 @@ class Randomness(Protocol):
 def draw_masks(draws: Randomness, crops: int, grid: int, probability: float, ratio: tuple[float, float]) -> Tensor:
     """Masks of a slot's global crops, shape (B, N), bool.
 
-    ``int(crops * probability)`` crops are masked. Their ratios lie in equal steps of ``ratio``, one each, so that a slot
-    always holds light and heavy masks.
+    ``int(crops * probability)`` crops are masked. Their ratios lie in equal steps of ``ratio``, one each, so that a
+    slot always holds light and heavy masks.
     """
     patches = grid * grid
     masked_crops = int(crops * probability)
     edges = np.linspace(*ratio, masked_crops + 1)
     masks = [
         block_mask(draws, grid, grid, int(patches * draws.uniform(float(low), float(high))))
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
     ]
     masks += [np.zeros((grid, grid), bool) for _ in range(crops - masked_crops)]
     draws.shuffle(masks)

@@ -1,9 +1,9 @@
 """Teacher targets by Sinkhorn-Knopp over the global batch, as one vector.
 
 Sinkhorn-Knopp scales the rows (prototypes) and columns (tokens) of exp(logits / τ) in turn. Its result for a token is
-``softmax(logits / τ + offset)``: the row scalings are the ``offset`` vector (K), and the column scalings are nothing but the
-softmax's own normalisation. So no target is ever stored: a worker keeps each token's logits (or the vectors to recompute
-them from) and the offset.
+``softmax(logits / τ + offset)``: the row scalings are the ``offset`` vector (K), and the column scalings are nothing
+but the softmax's own normalisation. So no target is ever stored: a worker keeps each token's logits (or the vectors to
+recompute them from) and the offset.
 
 Source: Cuturi 2013; SwAV, arXiv 2006.09882; DINOv2, arXiv 2304.07193, section 4. Here in the log domain, which cannot
 overflow whatever the prototypes' norms are.
@@ -47,8 +47,8 @@ def sinkhorn_offset(
     """The offset vector of a global batch, shape (K,), fp32.
 
     Args:
-        logits: gives this worker's teacher logits anew at each call, in chunks of shape (T, K); every token of the global
-            batch exactly once over all workers. A worker may give none.
+        logits: gives this worker's teacher logits anew at each call, in chunks of shape (T, K); every token of the
+            global batch exactly once over all workers. A worker may give none.
         temperature: τ.
         iterations: Sinkhorn-Knopp iterations, at least 1; each costs one pass over the logits.
         reducer: reductions over the workers.

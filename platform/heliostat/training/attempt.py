@@ -19,6 +19,7 @@ from heliostat.data.stream import SampleSource, WorkerShare, stream_samples
 from heliostat.errors import CorruptCheckpointError, HeliostatError
 from heliostat.objectives.networks import Network
 from heliostat.observe.events import EventType, EventWriter
+from heliostat.observe.logs import configure_logging
 from heliostat.observe.metrics import MetricsWriter
 from heliostat.storage import Store, open_store
 from heliostat.training.collective import first_does
@@ -51,6 +52,7 @@ def sample_order(recipe: PretrainRecipe, manifest_sha256: str, group_rows: tuple
 
 def train_attempt(config: dict[str, Any]) -> None:
     """Ray Train's entry into a worker: ``config["spec"]`` is a ``RunSpec``."""
+    configure_logging()
     with ExitStack() as stack:
         worker = AttemptWorker(config["spec"], stack)
         try:
@@ -81,6 +83,8 @@ class AttemptWorker:
         self._events = stack.enter_context(EventWriter(self._store, self._lease.attempt, None, flush_s))
         self._metrics = stack.enter_context(MetricsWriter(self._store, self._lease.attempt, flush_s))
         self._emit(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
+        if self._is_first:
+            sweep(self._store, self._log, self._lease)  # what dead attempts left half-written
         self._source = self._open_dataset(root, spec.manifest_sha256)
         self._clock = PhaseClock()
         self._engine, self._teacher = self._new_networks()
@@ -175,7 +179,6 @@ class AttemptWorker:
             self._lease,
             EndEntry(attempt=self._lease.attempt, step=self._recipe.training.steps, outcome="completed"),
         )
-        sweep(self._store, self._log, self._lease)
         self._emit(EventType.RUN_FINISHED, step=self._recipe.training.steps)
 
     def _emit(self, kind: EventType, **fields: object) -> None:

@@ -1,11 +1,11 @@
 """What workers tell each other, beside gradients: reductions, decisions of rank 0, and errors that all must share.
 
-A worker that raises alone leaves the others waiting in a collective until it times out; so errors are exchanged and raised
-by all.
+A worker that raises alone leaves the others waiting in a collective until it times out; so errors are exchanged and
+raised by all.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,39 +36,36 @@ class ProcessGroupReducer:
 
 def all_do(work: Callable[[], T]) -> list[T]:
     """Do ``work`` on every worker; the results by rank, or the first worker's user-facing error on all of them."""
-    outcome: tuple[T | None, HeliostatError | None]
-    try:
-        outcome = (work(), None)
-    except HeliostatError as error:
-        outcome = (None, error)
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, outcome)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return [result for result, _ in outcomes]
+    dist.all_gather_object(outcomes, _outcome(work))
+    return [_result(outcome) for outcome in outcomes]
 
 
 def first_does(work: Callable[[], T]) -> T:
     """Do ``work`` on rank 0 alone; its result, or its user-facing error, on all workers."""
-    shared: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            shared = [(work(), None)]
-        except HeliostatError as error:
-            shared = [(None, error)]
+    shared: list[Any] = [_outcome(work) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(shared, src=0)
-    result, error = shared[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    return cast(T, _result(shared[0]))
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, HeliostatError | None]:
+    try:
+        return work(), None
+    except HeliostatError as error:
+        return None, error
+
+
+def _result(outcome: tuple[Any, HeliostatError | None]) -> Any:
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
 
 
 def gather_rows(rows: Tensor) -> list[Tensor]:
     """The workers' tensors, which differ in their first dimension, by rank."""
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     device = _wire_device()
-    sizes = [size.to(device) for size in sizes]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=device))
     longest = max(int(size) for size in sizes)
     padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=device)

@@ -1,4 +1,4 @@
-"""What the training step needs of an engine, and the plainest engine: one process, torch only, for notebooks and debugging."""
+"""What the training step needs of an engine, and the plainest one: one process, torch only, for debugging."""
 
 from typing import Any, Protocol
 
@@ -74,7 +74,7 @@ class PlainEngine:
 
     def backward(self, loss: Tensor, is_last_round: bool) -> None:
         """Accumulate gradients."""
-        (loss / self._training.slots).backward()  # type: ignore[no-untyped-call]
+        (loss / self._training.slots).backward()
 
     def step(self, values: StepValues) -> dict[str, float]:
         """Clip, update, clear."""

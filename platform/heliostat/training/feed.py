@@ -5,7 +5,7 @@ Decoding and cropping release Python's lock for most of their time, so they over
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class StepInput:
 
 
 def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples) -> SlotInput:
-    """Decode, crop and draw one slot; every draw is a function of the seed, the step and slot, or the position and view."""
+    """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view."""
     training, augmentation, objective = recipe.training, recipe.augmentation, recipe.objective
     crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images)
     whole, local = 2 * training.slot_batch, augmentation.local_count * training.slot_batch
@@ -97,7 +97,7 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
 
 def feed(
     recipe: PretrainRecipe, plan: SlotPlan, rank: int, first_step: int, stream: Iterable[Samples]
-) -> Iterator[StepInput]:
+) -> Generator[StepInput]:
     """Prepared steps, from ``first_step`` on, made ahead of their use; an error of the stream is raised here."""
     ready: queue.Queue[StepInput | BaseException | None] = queue.Queue(maxsize=_STEPS_AHEAD)
     stopped = threading.Event()

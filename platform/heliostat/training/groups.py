@@ -1,4 +1,4 @@
-"""Parameter groups: layer-wise learning-rate decay, weight-decay exemptions, and the sub-module a gradient is clipped with.
+"""Parameter groups: layer-wise learning-rate decay, weight-decay exemptions, the sub-module of a gradient's norm.
 
 Rules of DINOv2's code (``utils/param_groups.py``): biases, norms and LayerScale are not decayed, tokens and position
 embeddings are; layer 0 is everything before the blocks; heads have factor 1; the patch embedding gets an extra factor.

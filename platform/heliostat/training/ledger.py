@@ -1,7 +1,7 @@
 """The digest of all sample ids that the loss consumed, whatever the number of workers was.
 
-It is a chain: the digest after a step is sha256(digest before ‖ digests of the step's slots in the order of the slots). Workers
-keep the digests of their own slots and exchange them only when a checkpoint needs the chain.
+It is a chain: the digest after a step is sha256(digest before ‖ digests of the step's slots in the order of the slots).
+Workers keep the digests of their own slots and exchange them only when a checkpoint needs the chain.
 """
 
 import hashlib
@@ -43,8 +43,8 @@ class SampleLedger:
 
     def exchange(self) -> bytes:
         """The chain up to now; all workers call it."""
-        mine = np.frombuffer(b"".join(self._steps), np.uint8).reshape(len(self._steps), -1, _DIGEST_BYTES)
-        by_rank = gather_rows(torch.from_numpy(mine.copy()).flatten(0, 1))
+        mine = np.frombuffer(b"".join(self._steps), np.uint8).reshape(-1, _DIGEST_BYTES)
+        by_rank = gather_rows(torch.from_numpy(mine.copy()))
         world = self._plan.world_size
         counts = [len(self._plan.slots_of(rank)) for rank in range(world)]
         for step in range(len(self._steps)):

@@ -1,4 +1,4 @@
-"""What changes from step to step: a function of the step alone (DINOv2's schedules), so that a resume needs no state."""
+"""What changes from step to step: functions of the step alone (DINOv2's schedules), so a resume needs no state."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class StepValues:
 
 
 def cosine(step: int, start: float, base: float, end: float, warmup_steps: int, steps: int) -> float:
-    """Linear from ``start`` to ``base`` (reached at the last warm-up step), then a half cosine to ``end``; ``end`` after."""
+    """Linear from ``start`` to ``base`` (at the last warm-up step), then a half cosine to ``end``, which it keeps."""
     if step < warmup_steps:
         return base if warmup_steps == 1 else start + (base - start) * step / (warmup_steps - 1)
     if step >= steps:

@@ -1,7 +1,7 @@
 """The training state as a checkpoint: which worker writes which slices, and how any number of workers reads them back.
 
-Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), ``teacher``. What depends on
-the step alone (schedules, data position, random streams) is not state: the step is.
+Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), ``teacher``. What
+depends on the step alone (schedules, data position, random streams) is not state: the step is.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """One optimizer step: the same mathematics for any number of workers.
 
-First the teacher sees all slots, because Sinkhorn-Knopp is defined over the global batch; then the student goes through its
-slots one by one. Everything that depends on "the batch" is per slot or per global batch; the number of workers appears only
-in who computes which slot (``data/slots.py``).
+First the teacher sees all slots, because Sinkhorn-Knopp is defined over the global batch; then the student goes through
+its slots one by one. Everything that depends on "the batch" is per slot or per global batch; the number of workers
+appears only in who computes which slot (``data/slots.py``).
 """
 
 import math
@@ -95,7 +95,8 @@ class TrainingStep:
             self._engine.backward(losses["loss"] * weight, is_last_round=round_index == len(turns) - 1)
         means = (self._engine.reducer.sum(sums) / self.plan.slots).tolist()
         terms = dict(zip(TERMS, means, strict=True))
-        # A weightless turn repeats a slot that counts on the same worker, so a non-finite value in it shows here as well.
+        # A weightless turn repeats a slot that counts on the same worker, so a non-finite value in it shows here as
+        # well.
         if not all(math.isfinite(value) for value in means):
             shown = ", ".join(f"{term} {value}" for term, value in terms.items())
             raise NonFiniteLossError(

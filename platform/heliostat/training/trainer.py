@@ -1,7 +1,7 @@
 """A run on Ray Train: starts the workers of an attempt, waits, and turns what went wrong into one error.
 
-Ray Train manages processes and process groups. Which checkpoint exists and where to continue is decided by the run's own
-commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints.
+Ray Train manages processes and process groups. Which checkpoint exists and where to continue is decided by the run's
+own commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints.
 """
 
 import tempfile
@@ -14,8 +14,8 @@ COLLECTIVE_TIMEOUT_S = 120
 CPU_WORKER_ENV = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
-    # glibc gives large blocks back to the system at once and asks for them again in the next layer; page faults then cost
-    # more than small models compute.
+    # glibc gives large blocks back to the system at once and asks for them again in the next layer; page faults then
+    # cost more than small models compute.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**36),
     "MALLOC_TOP_PAD_": str(2**26),

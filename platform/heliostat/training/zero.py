@@ -2,7 +2,8 @@
 
 What 0.19.8 lacks or does otherwise, and is done here (``tests/platform/training/test_zero.py`` fails when it changes):
 - clipping by one global norm: ours is per sub-module, on the reduced gradient shards (``averaged_gradients``);
-- optimizer state is linked to parameters after the first group's step only, so all groups are linked anew before it is read;
+- optimizer state is linked to parameters after the first group's step only, so all groups are linked anew before it is
+  read;
 - Adam's state is created lazily, so a restored state has to be created first.
 """
 
@@ -49,8 +50,8 @@ class ZeroEngine:
     def __init__(self, student: Network, training: TrainingConfig, plan: SlotPlan, device: torch.device) -> None:
         import deepspeed
 
-        # The shared-memory collectives would be compiled at first use, by a compiler that may not be there; gloo is as fast
-        # at the sizes that a CPU can train.
+        # The shared-memory collectives would be compiled at first use, by a compiler that may not be there; gloo is as
+        # fast at the sizes that a CPU can train.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.student = student.to(device)

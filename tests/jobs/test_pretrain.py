@@ -1,0 +1,172 @@
+"""Whole runs by the command line, on Ray and DeepSpeed, against one plain process that reads the dataset itself."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.projects import command, heliostat, write_images, write_recipe
+from support.worlds import CPU_DEVICE, new_networks
+
+from heliostat.checkpoint.log import CheckpointEntry, CommitLog, EndEntry, LeaseEntry
+from heliostat.checkpoint.reader import CheckpointReader
+from heliostat.checkpoint.verify import newest_good
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.slots import SlotPlan
+from heliostat.data.stream import Samples, SampleSource, WorkerShare
+from heliostat.observe.events import EventType, read_events
+from heliostat.observe.metrics import merged_curve, read_metrics
+from heliostat.storage import Store, open_store
+from heliostat.training.attempt import run_store, sample_order
+from heliostat.training.engine import PlainEngine
+from heliostat.training.feed import prepare_step, slot_batch
+from heliostat.training.ledger import EMPTY, next_digest, slot_digest
+from heliostat.training.phases import PhaseClock
+from heliostat.training.step import TrainingStep
+from heliostat_jobs.runs import load_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+STEPS = 12
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.Tensor], list[float], str]:
+    """Teacher, losses and digest of ids of the same run in one process: no Ray, no DeepSpeed, no checkpoint."""
+    manifest = load_manifest(root, recipe.dataset.name)
+    groups = tuple(group.rows for shard in manifest.shards for group in shard.row_groups)
+    order = sample_order(recipe, manifest.sha256, groups)
+    source = SampleSource(dataset_store(root, recipe.dataset.name), manifest, order)
+    plan = SlotPlan(recipe.training.slots, 1)
+    share = WorkerShare(plan, 0, recipe.training.slot_batch)
+    student, teacher = new_networks(recipe)
+    training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher, PhaseClock())
+    losses, digest = [], EMPTY
+    for step in range(recipe.training.steps):
+        positions = share.positions(step)
+        table = source.read(positions)
+        samples = Samples(positions, table["id"].to_pylist(), table["image"].to_pylist())
+        prepared = prepare_step(recipe, plan, 0, step, samples)
+        losses.append(training.run(step, [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots]).terms["loss"])
+        digest = next_digest(digest, (slot_digest(slot.ids) for slot in prepared.slots))
+    return dict(teacher.named_parameters()), losses, digest.hex()
+
+
+def assert_run_equals_plain_training(root: Store, name: str) -> None:
+    """Final teacher, loss curve and ledger of a finished run."""
+    recipe, run = load_run(root, name), run_store(root, name)
+    teacher, losses, digest = train_plainly(root, recipe)
+    choice = newest_good(run, CommitLog(run).read(), verify_bytes=True)
+    assert choice is not None
+    assert choice.manifest.step == recipe.training.steps
+    assert choice.manifest.digest_of_ids == digest
+    curve = merged_curve(read_metrics(run))
+    assert [line.step for line in curve] == list(range(recipe.training.steps))
+    assert [line.values["loss"] for line in curve] == pytest.approx(losses, rel=1e-5)
+    assert abs(losses[-1] - losses[0]) > 0.01 * losses[0]
+    reader = CheckpointReader(run, choice.manifest)
+    for parameter, expected in teacher.items():
+        mine, reference = reader.read_full("teacher", parameter), expected.detach().flatten()
+        if parameter.endswith("qkv.bias"):  # the key third has no gradient but rounding noise; see test_zero.py
+            width = recipe.model.embed_dim
+            mine, reference = (torch.cat([t[:width], t[2 * width :]]) for t in (mine, reference))
+        assert (mine - reference).norm() <= 1e-5 * reference.norm(), parameter
+
+
+def test_run__killed_midway_and_resumed_with_other_workers_equals_one_plain_process(
+    tmp_path: Path, images: Path
+) -> None:
+    root = open_store(str(tmp_path / "root"))
+    recipe = write_recipe(tmp_path / "tiny.yaml", root.url, steps=STEPS)
+    heliostat("dataset", "ingest", str(images), f"{root.url}/tiny")
+    run = run_store(root, "tiny")
+
+    started = _kill_after_first_checkpoint(["run", str(recipe), "--set", "scaling.workers=3"], run)
+
+    result = heliostat("run", str(recipe), "--set", "scaling.workers=2")
+    assert result["steps"] == STEPS
+    assert not result["was_finished"]
+    entries = CommitLog(run).read()
+    assert [entry.attempt for entry in entries if isinstance(entry, LeaseEntry)] == [1, 2]
+    assert_run_equals_plain_training(root, "tiny")
+    events = {event.type for event in read_events(run)}
+    assert {EventType.RESUMED, EventType.CHECKPOINT_COMMITTED, EventType.RUN_FINISHED} <= events
+
+    again = heliostat("run", str(recipe))
+    assert again["was_finished"]
+    assert CommitLog(run).read() == entries
+
+    refused = heliostat("run", str(recipe), "--set", "training.base_lr=0.5", expect=2)
+    assert refused["error"]["code"] == "HS-CONF-008"
+    assert "training.base_lr 0.016 -> 0.5" in refused["error"]["message"]
+
+    # Last, because two of Ray's agents take a minute to notice that the rest of their Ray is gone.
+    deadline = time.monotonic() + 150
+    while left := started & set(_all_pids()):
+        assert time.monotonic() < deadline, f"processes live on: {left}"
+        time.sleep(0.5)
+
+
+@pytest.mark.s3
+def test_run__on_an_object_store_and_its_evaluation(tmp_path: Path, images: Path, s3_root: str) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", s3_root, steps=4)
+    heliostat("dataset", "ingest", str(images), f"{s3_root}/tiny")
+    heliostat("run", str(recipe), "--set", "scaling.workers=2")
+    root = open_store(s3_root)
+    assert_run_equals_plain_training(root, "tiny")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+    evaluation = tmp_path / "evaluate.yaml"
+    evaluation.write_text(f"kind: evaluate\nname: knn\nroot: {s3_root}\nrun: tiny\nbank: tiny\nqueries: tiny\n")
+    numbers = heliostat("run", str(evaluation), "--set", "knn.neighbours=[1]")
+    # Every query is in the bank and finds itself: a known answer for any backbone that tells images apart.
+    assert numbers["knn"]["trained"]["1"]["top1"] == 1.0
+    assert root.exists("runs/tiny/reports/knn.json")
+
+
+def _kill_after_first_checkpoint(arguments: list[str], run: Store) -> set[int]:
+    """SIGKILL of the driver as soon as a checkpoint is in the log; the processes of its Ray."""
+    with subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as driver:
+        deadline = time.monotonic() + 300
+        while not any(isinstance(entry, CheckpointEntry) for entry in CommitLog(run).read()):
+            assert driver.poll() is None, f"the run ended by itself with {driver.returncode}"
+            assert time.monotonic() < deadline, "no checkpoint within 300 s"
+            time.sleep(0.02)
+        started = set(_session_of(driver.pid))
+        driver.send_signal(signal.SIGKILL)
+    assert not any(isinstance(entry, EndEntry) for entry in CommitLog(run).read()), "it finished before it was killed"
+    return started
+
+
+def _session_of(pid: int) -> Iterator[int]:
+    for other in _all_pids():
+        try:
+            if os.getsid(other) == pid:
+                yield other
+        except ProcessLookupError:
+            continue
+
+
+def _all_pids() -> list[int]:
+    """Of processes that run; not of zombies, which only wait for their parent."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z":
+                pids.append(int(entry.name))
+    return pids
