@@ -146,7 +146,9 @@ def _apply_jitter(crop_PPC: Pixels, jitter: Jitter) -> Pixels:
 
 def _shift_hue(crop_PPC: Pixels, turns: float) -> Pixels:
     hsv = cv2.cvtColor(np.ascontiguousarray(crop_PPC), cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)  # wraps round, as a hue does
+    # OpenCV writes a hue as 256 steps of the circle and reads it as 255.
+    shifted = np.rint((np.arange(256) / 256 + turns) % 1 * 255).astype(np.uint8)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), shifted), hsv, 0)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 

@@ -107,10 +107,10 @@ class AttemptWorker:
                 self._emit(EventType.DATA_READY, step=step)
             result = training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
             ledger.consumed(prepared)
+            self._report(step, result)
             if (step + 1) % self._recipe.checkpoint.every_steps == 0 or step + 1 == steps:
                 with self._clock.phase("checkpoint_s"):
                     self._checkpoint(step + 1, ledger)
-            self._report(step, result)
         inputs.close()
         first_does(self._finish)
 
@@ -153,6 +153,8 @@ class AttemptWorker:
         return newest_good(self._store, self._log.read(), verify_bytes)
 
     def _checkpoint(self, done: int, ledger: SampleLedger) -> None:
+        # Before the commit: what a resumed run does not compute again must not be missing from its curve.
+        self._metrics.flush()
         manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._teacher)
         if self._is_first:
             retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last)

@@ -50,5 +50,7 @@ def test_slot_plan__an_uneven_world() -> None:
 
 
 def test_slot_plan__more_workers_than_slots_names_both_and_the_way_out() -> None:
-    with pytest.raises(TooManyWorkersError, match=r"HS-CONF-007: 9 workers .* only 8 slots .* workers to at most 8"):
+    with pytest.raises(
+        TooManyWorkersError, match=r"HS-CONF-007: 9 workers .* only 8 slots .*scaling\.workers to at most 8"
+    ):
         SlotPlan(slots=8, world_size=9)
