@@ -14,6 +14,11 @@ from uuid import uuid4
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("heliostat", deadline=None)
+settings.load_profile("heliostat")
 
 ACCESS_KEY = "heliostat-test"
 SECRET_KEY = "heliostat-canary-secret"

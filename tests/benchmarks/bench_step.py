@@ -10,7 +10,7 @@ Ratios (ours over the reference, larger is better):
 Floor: no step can be faster than its floating-point operations at the machine's rate of matrix multiplication, which is
 measured in the same turns, in the same precision. ``floor_fraction`` is the share of that rate that our bf16 step
 reaches (bf16 is the default of a recipe); ``details.gemm_fraction`` has all four. Operations are those of the
-reference's step, counted by PyTorch: work that an implementation repeats or saves does not change its share of the floor.
+reference's step, counted by PyTorch: work that an implementation repeats or saves does not change the floor.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
+from frame import RUNS, BenchResult, Spread, in_turns, run_bench, significant, tell
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.draws import Draws
 from heliostat.models.normalise import normalise
@@ -165,7 +165,7 @@ def count_flops(recipe: PretrainRecipe, slot: SlotBatch) -> int:
     # The counter does not know the fused attention of CPUs; the plain one is made of products that it knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stepper.run(1)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def largest_difference(mine: dict[str, float], theirs: dict[str, float]) -> float:
@@ -173,7 +173,7 @@ def largest_difference(mine: dict[str, float], theirs: dict[str, float]) -> floa
     return max(abs(mine[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in theirs)
 
 
-def measure_size(size: Size, **turns: int) -> BenchResult:
+def measure_size(size: Size, runs: int = RUNS) -> BenchResult:
     """Measure both implementations in both precisions on one size.
 
     Raises:
@@ -194,7 +194,7 @@ def measure_size(size: Size, **turns: int) -> BenchResult:
         for name, stepper in steppers.items()
     }
     candidates |= {f"gemm_{precision}": _gemm(_DTYPES[precision]) for precision in PRECISIONS}
-    costs = in_turns(candidates, **turns)
+    costs = in_turns(candidates, runs=runs)
     return _result(size, flops, costs, differences)
 
 

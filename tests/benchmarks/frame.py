@@ -157,12 +157,12 @@ def describe(result: BenchResult) -> str:
     ratios = {**result.ratios, "floor_fraction": result.floor_fraction}
     rows = [(name, "not measured" if value is None else f"{value:.3g}") for name, value in ratios.items()]
     measured = [
-        (name, each["unit"], f"{each['median']:.4g}", f"{each['min']:.4g} – {each['max']:.4g}", str(each["runs"]))
+        (name, each["unit"], f"{each['median']:.4g}", f"{each['min']:.4g} to {each['max']:.4g}", str(each["runs"]))
         for name, each in result.details.get("measured", {}).items()
     ]
     tables = [table(("ratio", result.bench), rows)]
     if measured:
-        tables.append(table(("measured", "unit", "median", "min – max", "runs"), measured))
+        tables.append(table(("measured", "unit", "median", "min to max", "runs"), measured))
     return "\n\n".join(tables)
 
 

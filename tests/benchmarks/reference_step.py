@@ -1,11 +1,12 @@
-"""The training step of DINOv2 once more, as plainly as it can be written: what bench_step.py measures the product against.
+"""The training step of DINOv2 once more, as plainly as it can be written: the peer of bench_step.py.
 
 The same mathematics from the same weights, written from the paper and the specification and sharing no computation with
 the product: one forward pass per group of equally large crops, no packing; logits of all tokens at once; Sinkhorn-Knopp
 on the dense matrix; fp32 targets that are kept. Only arithmetic on a few numbers is the product's: schedules and the
 rules of the parameter groups. Parameters have the product's names, so that weights can be copied.
 
-Legend: B crops of a group, I images, L local crops per image, N tokens, D width, H heads, M masked tokens, K prototypes.
+Legend: B crops of a group, I images, N tokens, D width, H heads, E width of a head, M masked tokens, Z bottleneck
+width, K prototypes.
 """
 
 import torch
@@ -230,7 +231,8 @@ class ReferenceStep:
 
     @torch.no_grad()
     def _average(self, momentum: float) -> None:
-        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
         torch._foreach_mul_(teacher, momentum)
         torch._foreach_add_(teacher, student, alpha=1 - momentum)
 

@@ -1,7 +1,7 @@
 """Run every bench, each in a process of its own, and write RESULTS.md.
 
-Command: ``make bench``, or ``python tests/benchmarks/run_all.py --quick``. A bench that fails is named, the others still
-run, and the exit status is 1.
+Command: ``make bench``, or ``python tests/benchmarks/run_all.py --quick``. A bench that fails is named, the others
+still run, and the exit status is 1.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,17 +81,13 @@ def _run(script: Path, quick: bool, number: int, waiting: Sequence[str], outlook
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_HEARTBEAT_S)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):  # all of it has ended
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # all of it has ended
-        pass
     process.wait()
 
 

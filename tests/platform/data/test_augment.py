@@ -39,7 +39,9 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
     """Colours from black to white with fine and coarse structure."""
     rng = np.random.default_rng(seed)
     coarse = np.kron(rng.integers(0, 256, (-(-height // 4), -(-width // 4), 3)), np.ones((4, 4, 1)))[:height, :width]
-    return np.clip(coarse + rng.integers(-60, 60, (height, width, 3)), 0, 255).astype(np.uint8)
+    fine = rng.integers(-60, 60, (height, width, 3))
+    pixels: Pixels = np.clip(coarse + fine, 0, 255).astype(np.uint8)
+    return pixels
 
 
 IMAGE = noise(SIDE, SIDE)
@@ -231,7 +233,8 @@ def averaging(size: int, out: int) -> NDArray[np.float64]:
     edges = np.arange(out + 1) * size / out
     cells = np.arange(size)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return np.clip(overlap, 0, None) * out / size
+    weights: NDArray[np.float64] = np.clip(overlap, 0, None) * out / size
+    return weights
 
 
 def cubic(size: int, out: int) -> NDArray[np.float64]:

@@ -1,0 +1,133 @@
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliostat.data.draws import Draws
+from heliostat.objectives.masking import block_mask, draw_drops, draw_masks
+
+# The published generator's masks for Python's ``random.Random(seed)``: one hexadecimal number per row of 16 patches.
+GOLDEN = {
+    (0, 25): "0000 0000 0000 0000 0040 0000 e003 e003 e000 e000 e000 e000 0000 0000 0000 0600",
+    (0, 128): "0000 ff00 ff00 ff00 ff40 ff00 ff0e ff0e ff0e ff00 ff00 ff00 ff00 ff00 ffe0 00e0",
+    (1, 25): "0000 0180 0180 0180 0180 0000 0000 01c0 01c0 01c0 0000 0000 6000 6000 6000 6000",
+    (1, 64): "0003 0c03 0c00 0c00 0c00 0c00 0000 fc30 fc30 fc30 fc30 fc00 fe00 1e00 0000 0000",
+    (1, 128): "0007 0e07 0e04 0e00 1e00 fe00 fe1c ffbc ffb8 ffb8 ffb8 ff38 ffb8 ff80 ffc0 0000",
+    (2, 64): "0000 0000 0380 0380 0380 00c0 0000 0000 0000 1fe0 1fe0 1fec 1fec 1ffc 001c 001c",
+}
+
+
+@pytest.mark.parametrize(("seed", "target"), GOLDEN)
+def test_block_mask__equals_the_published_generator(seed: int, target: int) -> None:
+    mask = block_mask(random.Random(seed), 16, 16, target)
+    assert " ".join(np.packbits(row).tobytes().hex() for row in mask) == GOLDEN[seed, target]
+
+
+@given(height=st.integers(1, 20), width=st.integers(1, 20), target=st.integers(0, 400), seed=st.integers(0, 10**6))
+def test_block_mask__never_exceeds_its_target(height: int, width: int, target: int, seed: int) -> None:
+    mask = block_mask(Draws(seed, "mask", 0, 0), height, width, target)
+    assert mask.shape == (height, width)
+    assert mask.sum() <= target
+
+
+def test_block_mask__comes_close_to_its_target() -> None:
+    for target, least in ((32, 31.5), (128, 127.5)):
+        counts = [int(block_mask(Draws(0, "mask", target, trial), 16, 16, target).sum()) for trial in range(200)]
+        assert np.mean(counts) >= least  # the published code reaches 31.93 and 127.96
+
+
+def test_draw_masks__are_frozen_for_ever() -> None:
+    masks = draw_masks(Draws(7, "mask", 3, 1), crops=4, grid=6, probability=0.5, ratio=(0.1, 0.5))
+    assert ["".join(map(str, row)) for row in masks.int().tolist()] == [
+        "000000000111000111000000000100000100",
+        "0" * 36,
+        "0" * 36,
+        "101100001100001100001100001100000000",
+    ]
+
+
+@given(
+    crops=st.integers(1, 24),
+    grid=st.integers(2, 16),
+    probability=st.floats(0, 1),
+    low=st.floats(0, 0.5),
+    width=st.floats(0, 0.5),
+    seed=st.integers(0, 10**6),
+)
+def test_draw_masks__spread_ratios_evenly_over_the_masked_crops(
+    crops: int, grid: int, probability: float, low: float, width: float, seed: int
+) -> None:
+    masks = draw_masks(Draws(seed, "mask", 0, 0), crops, grid, probability, (low, low + width))
+    assert masks.shape == (crops, grid * grid)
+    assert masks.dtype == torch.bool
+    masked_crops = int(crops * probability)
+    counts = sorted(masks.sum(1).tolist(), reverse=True)
+    assert sum(count > 0 for count in counts) <= masked_crops
+    # Crop k of the masked ones, lightest first, has at most the patches at the upper edge of its stretch of ratios.
+    limits = [grid * grid * (low + width * (k + 1) / max(masked_crops, 1)) + 1e-6 for k in range(masked_crops)]
+    assert all(count <= limit for count, limit in zip(counts, reversed(limits), strict=False))
+
+
+def test_draw_masks__any_crop_may_be_masked() -> None:
+    hit = torch.stack([draw_masks(Draws(1, "mask", step, 0), 6, 8, 0.5, (0.2, 0.4)).any(1) for step in range(400)])
+    assert hit.sum(1).eq(3).all()
+    # 200 expected, standard deviation 10.
+    assert all(160 <= count <= 240 for count in hit.sum(0).tolist())
+
+
+# Stochastic depth
+
+
+def indices(plan: Any) -> list[list[int]]:
+    """All index lists of a plan in order."""
+    return [index.tolist() for block in plan for branch in block for index in branch]
+
+
+def test_draw_drops__are_frozen_for_ever() -> None:
+    plan = draw_drops(seed=7, step=3, slot=1, depth=1, group_sizes=(6, 9), probability=0.3)
+    assert indices(plan) == [[5, 4, 2, 3], [7, 5, 0, 4, 8, 2], [1, 4, 3, 5], [3, 8, 1, 4, 6, 2]]
+
+
+@given(
+    depth=st.integers(1, 4),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    probability=st.floats(0.01, 0.99),
+    step=st.integers(0, 10**6),
+)
+def test_draw_drops__keep_an_exact_share_of_every_group(
+    depth: int, sizes: list[int], probability: float, step: int
+) -> None:
+    plan = draw_drops(0, step, 0, depth, tuple(sizes), probability)
+    assert plan is not None
+    assert len(plan) == depth
+    for block in plan:
+        for branch in block:
+            for size, index in zip(sizes, branch, strict=True):
+                assert len(index) == max(1, int(size * (1 - probability)))
+                assert len(set(index.tolist())) == len(index)
+                assert set(index.tolist()) <= set(range(size))
+
+
+def test_draw_drops__without_a_probability_there_is_no_plan() -> None:
+    assert draw_drops(0, 0, 0, 12, (4, 4), 0.0) is None
+
+
+def test_draw_drops__differ_between_blocks_branches_groups_slots_and_steps() -> None:
+    drawn = [
+        tuple(index)
+        for step in range(2)
+        for slot in range(2)
+        for index in indices(draw_drops(0, step, slot, 3, (30, 30), 0.5))
+    ]
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * 3 * 2 * 2
+
+
+def test_draw_drops__keep_every_crop_equally_often() -> None:
+    kept = Counter(crop for step in range(2000) for crop in indices(draw_drops(0, step, 0, 1, (8,), 0.25))[0])
+    # 1500 expected of each, standard deviation 19.
+    assert all(abs(kept[crop] - 1500) < 80 for crop in range(8))
