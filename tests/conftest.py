@@ -16,6 +16,8 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from hypothesis import settings
 
+# Tests share few cores with each other's processes; threads of one calculation would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("heliostat", deadline=None)
 settings.load_profile("heliostat")

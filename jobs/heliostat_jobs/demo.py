@@ -21,9 +21,9 @@ from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
 from heliostat_cluster.local import local_ray
 from heliostat_evaluation.datasets import Pixels
-from heliostat_jobs.cli.dataset import show_ingest
 from heliostat_jobs.demo_report import REPORT_KEY, write_report
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, evaluate
+from heliostat_jobs.ingest import show_ingest
 from heliostat_jobs.photographs import pictured, write_tiles
 from heliostat_jobs.pretrain import cpus_needed, train_on_ray
 from heliostat_jobs.runs import open_run

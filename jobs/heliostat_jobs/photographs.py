@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heliostat.data.draws import permutation
-from heliostat_jobs.cli.extras import require_extra
+from heliostat_jobs.extras import require_extra
 
 Pixels = NDArray[np.uint8]
 

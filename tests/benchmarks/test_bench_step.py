@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,14 @@ import torch
 from bench_step import SIZES, count_flops, largest_difference, measure_size, ours, prepared_slot, reference
 
 TINY = replace(SIZES["demo"], embed_dim=32, depth=2, heads=2, images=4, prototypes=48, head_hidden=32, steps_per_turn=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])

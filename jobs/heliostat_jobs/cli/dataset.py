@@ -2,26 +2,22 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from heliostat.errors import InvalidValueError
-from heliostat.observe.progress import ItemProgress, watch_items
 from heliostat.storage import open_store
-from heliostat_jobs.cli.extras import require_extra
 from heliostat_jobs.cli.options import DebugOption, JsonOption
 from heliostat_jobs.cli.output import print_json
+from heliostat_jobs.extras import require_extra
+from heliostat_jobs.ingest import show_ingest
 
 if TYPE_CHECKING:
-    from heliostat.data.ingest import IngestProgress, IngestResult, Report
+    from heliostat.data.ingest import IngestResult
 
 app = typer.Typer(help="Datasets: images in shards that a run can read exactly.")
-
-_STAGES = {"check": "checking", "store": "storing"}
 
 
 @app.command()
@@ -42,10 +38,9 @@ def ingest(
 ) -> None:
     """Check the images of a folder and store each once. Broken ones are listed in the quarantine, with the reason."""
     require_extra("train", "PIL", "ray")
-    from heliostat_cluster.local import local_ray
-
     from heliostat.data.ingest import ingest as run_ingest
     from heliostat.data.ingest import prepare
+    from heliostat_cluster.local import local_ray
 
     root_url, name = split_destination(destination)
     root = open_store(root_url)
@@ -56,21 +51,6 @@ def ingest(
         print_json({"dataset": name, "root": root_url, **asdict(result)})
     else:
         typer.echo("\n".join(summary(root_url, name, result)))
-
-
-@contextmanager
-def show_ingest() -> Iterator["Report"]:
-    """A view of each stage of an ingest, one after the other; what it gives is told how far the ingest is."""
-    views: dict[str, ItemProgress] = {}
-    with ExitStack() as open_view:
-
-        def report(progress: "IngestProgress") -> None:
-            if progress.stage not in views:
-                open_view.close()
-                views[progress.stage] = open_view.enter_context(watch_items(_STAGES[progress.stage], progress.total))
-            views[progress.stage].update(progress.done, progress.quarantined)
-
-        yield report
 
 
 def split_destination(destination: str) -> tuple[str, str]:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from heliostat_jobs.cli.extras import require_extra
 from heliostat_jobs.cli.options import DebugOption, JsonOption, SetOption
 from heliostat_jobs.cli.output import print_json
+from heliostat_jobs.extras import require_extra
 
 
 def demo(

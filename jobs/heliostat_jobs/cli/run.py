@@ -6,9 +6,9 @@ import typer
 
 from heliostat.config import load_recipe
 from heliostat.config.evaluate import EvaluateRecipe
-from heliostat_jobs.cli.extras import require_extra
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
 from heliostat_jobs.cli.output import print_json
+from heliostat_jobs.extras import require_extra
 
 
 def run(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:

@@ -10,7 +10,8 @@ from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError
 from heliostat.storage import open_store
 from heliostat_jobs.cli import app
-from heliostat_jobs.cli.dataset import show_ingest, split_destination, summary
+from heliostat_jobs.cli.dataset import split_destination, summary
+from heliostat_jobs.ingest import show_ingest
 
 RESULT = IngestResult(
     manifest_sha256="ab" * 32,

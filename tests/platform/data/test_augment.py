@@ -107,8 +107,21 @@ def test_plan_crop__area_and_shape_of_a_local_crop() -> None:
     assert_uniform([plan.left / (2000 - plan.width) for plan in plans], 0, 1)
 
 
+def test_plan_crop__reaches_every_side_of_the_image() -> None:
+    plans = [plan_crop(CONFIG, 5, position, 2, 9, 8) for position in range(500)]
+    for gaps in (
+        [plan.top for plan in plans],
+        [plan.left for plan in plans],
+        [9 - plan.top - plan.height for plan in plans],
+        [8 - plan.left - plan.width for plan in plans],
+    ):
+        # Offsets are drawn from both ends alike; of the at most 9 places, each end gets a ninth or more.
+        assert min(gaps) == 0
+        assert gaps.count(0) > 500 / 9 - 4 * math.sqrt(500 / 9)
+
+
 @given(
-    height=st.integers(1, 500) | st.just(1),
+    height=st.integers(1, 500),
     width=st.integers(1, 500) | st.sampled_from([1, 16384]),
     swap=st.booleans(),
     seed=st.integers(0, 10**6),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,6 +171,24 @@ def test_stream_samples__workers_together_get_every_step_in_the_order_of_the_run
         )
         rows = source.order.step(step, GLOBAL_BATCH).tolist()
         assert found == [(position, name_of(row), image(row)) for position, row in enumerate(rows, step * GLOBAL_BATCH)]
+
+
+@through_ray
+def test_stream_samples__a_late_chunk_is_waited_for(source: SampleSource, local_ray: None, tmp_path: Path) -> None:
+    class LateStart(SampleSource):
+        """The first chunk is read after the second."""
+
+        def read(self, positions: list[int]) -> pa.Table:
+            deadline = time.monotonic() + 20
+            while 0 in positions and not (tmp_path / "second").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            table = super().read(positions)
+            (tmp_path / "second").touch()
+            time.sleep(0.5 if 0 in positions else 0)  # until the second has got through Ray
+            return table
+
+    (steps,) = streamed(LateStart(source.store, source.manifest, source.order), world_size=1)
+    assert [position for samples in steps for position in samples.positions] == list(range(STEPS * GLOBAL_BATCH))
 
 
 @through_ray

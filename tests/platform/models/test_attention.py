@@ -14,7 +14,8 @@ def one_sequence(qkv_N3HE: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(E)) v of every head, written out, in float64; (N, H * E)."""
     q, k, v = qkv_N3HE.double().permute(1, 2, 0, 3)
     weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1)
-    return (weights @ v).transpose(0, 1).flatten(1)
+    attended: torch.Tensor = weights @ v
+    return attended.transpose(0, 1).flatten(1)
 
 
 @given(layout=LAYOUTS, heads=st.integers(1, 3), width=st.sampled_from([1, 4, 8]), seed=st.integers(0, 1000))

@@ -8,7 +8,7 @@ from support.closed_form import det, det_parameters
 from torch import Tensor
 
 from heliostat.config.model import ModelConfig
-from heliostat.models.vit import DropPlan, VisionTransformer
+from heliostat.models.vit import Block, DropPlan, VisionTransformer
 
 DIM, DEPTH, GRID = 64, 2, 5
 MASKED = [0, 3, 7, 24, 30, 31, 32, 33, 34, 35, 36]
@@ -111,7 +111,7 @@ def test_vit__equals_the_published_model(case: str) -> None:
     (tokens,) = golden_vit(registers)([det((2, 3, height, width), 5)])
     close(tokens.cls_BD[0, :4], first)
     close(tokens.cls_BD[1, :4], second)
-    close(tokens.cls_BD.sum(), total, atol=5e-5)  # type: ignore[arg-type]
+    assert tokens.cls_BD.sum().item() == pytest.approx(total, abs=5e-5)
     close(tokens.patches_BND[0, 0, :4], patch)
     close(tokens.patches_BND.sum((0, 1))[:4], patches, atol=1e-4)
     assert tokens.registers_BRD.shape == (2, registers, DIM)
@@ -201,13 +201,18 @@ def one_block() -> VisionTransformer:
     return model
 
 
+def first_block(model: VisionTransformer) -> Block:
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    return block
+
+
 def plan(attention: list[int], feed_forward: list[int]) -> DropPlan:
     return [([torch.tensor(attention)], [torch.tensor(feed_forward)])]
 
 
 def through_block(model: VisionTransformer, tokens: Tensor, drops: DropPlan | None) -> Tensor:
-    (out,) = model.blocks[0]([tokens], None if drops is None else drops[0])
-    assert isinstance(out, Tensor)
+    (out,) = first_block(model).forward([tokens], None if drops is None else drops[0])
     return out.detach()
 
 
@@ -221,7 +226,7 @@ def test_block__dropped_crops_pass_unchanged() -> None:
 
 
 def test_block__kept_branches_are_scaled_by_crops_over_kept() -> None:
-    block = one_block().blocks[0]
+    block = first_block(one_block())
     x = TOKENS[4]
     attended = x + 6 / 2 * block.ls1(block.attn(block.norm1(x), [(1, 4)]))
     expected = attended + 6 / 3 * block.ls2(block.mlp(block.norm2(attended)))
@@ -240,7 +245,7 @@ def test_block__a_plan_that_keeps_all_changes_nothing() -> None:
 @pytest.mark.parametrize("branch", ["attention", "feed_forward"])
 def test_block__over_all_plans_the_mean_is_that_without_drops(branch: str) -> None:
     model = one_block()
-    block = model.blocks[0]
+    block = first_block(model)
     other = block.ls2 if branch == "attention" else block.ls1
     other.gamma.data.zero_()
     everything = list(range(CROPS))

@@ -16,9 +16,10 @@ SEEDS = st.integers(0, 10**6)
 
 
 def slow_cross_entropy(p: Tensor, logits: Tensor, temperature: float) -> float:
-    scaled = [value / temperature for value in logits.double().tolist()]
+    shares: list[float] = p.double().tolist()
+    scaled: list[float] = [value / temperature for value in logits.double().tolist()]
     log_total = max(scaled) + math.log(sum(math.exp(value - max(scaled)) for value in scaled))
-    return -sum(share * (value - log_total) for share, value in zip(p.double().tolist(), scaled, strict=True))
+    return -sum(share * (value - log_total) for share, value in zip(shares, scaled, strict=True))
 
 
 def random_case(seed: int, *shape: int) -> tuple[Tensor, Tensor]:

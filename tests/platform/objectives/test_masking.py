@@ -1,3 +1,4 @@
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -39,6 +40,29 @@ def test_block_mask__comes_close_to_its_target() -> None:
     for target, least in ((32, 31.5), (128, 127.5)):
         counts = [int(block_mask(Draws(0, "mask", target, trial), 16, 16, target).sum()) for trial in range(200)]
         assert np.mean(counts) >= least  # the published code reaches 31.93 and 127.96
+
+
+class Script:
+    """Draws that are given: areas and aspects in turn, every block in the upper left corner."""
+
+    def __init__(self, *blocks: tuple[float, float]) -> None:
+        self._numbers = [number for area, aspect in blocks for number in (area, math.log(aspect))]
+
+    def uniform(self, low: float, high: float, /) -> float:
+        return self._numbers.pop(0)
+
+    def randint(self, low: int, high: int, /) -> int:
+        return low
+
+    def shuffle(self, items: list[Any], /) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("aspect", [3.2, 1 / 3.2])
+def test_block_mask__no_block_reaches_from_side_to_side(aspect: float) -> None:
+    too_long, square = (5.0, aspect), (4.0, 1.0)  # 4 x 1 patches or 1 x 4, then 2 x 2
+    mask = block_mask(Script(too_long, square), 4, 4, 4)
+    assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
 def test_draw_masks__are_frozen_for_ever() -> None:

@@ -18,12 +18,13 @@ from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset, targets
 
 def textbook(logits_TK: Tensor, temperature: float, iterations: int) -> NDArray[np.float64]:
     scaled = logits_TK.double().numpy() / temperature
-    matrix_KT = np.exp(scaled - scaled.max()).T
-    prototypes, tokens = matrix_KT.shape
+    matrix_KT: NDArray[np.float64] = np.exp(scaled - scaled.max()).T
+    tokens, prototypes = logits_TK.shape
     for _ in range(iterations):
         matrix_KT /= matrix_KT.sum(1, keepdims=True) * prototypes
         matrix_KT /= matrix_KT.sum(0, keepdims=True) * tokens
-    return matrix_KT.T * tokens
+    result: NDArray[np.float64] = matrix_KT.T * tokens
+    return result
 
 
 def solved(logits_TK: Tensor, temperature: float, iterations: int, chunks: int = 1) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 
 from heliostat.errors import MissingExtraError
-from heliostat_jobs.cli.extras import require_extra
+from heliostat_jobs.extras import require_extra
 
 
 def test_require_extra__names_what_is_missing_and_the_pip_command() -> None:

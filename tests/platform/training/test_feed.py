@@ -1,0 +1,120 @@
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from support.worlds import samples_at, step_input, tiny_recipe
+
+from heliostat.data.augment import all_crops
+from heliostat.data.draws import Draws
+from heliostat.data.images import decode_rgb
+from heliostat.data.slots import SlotPlan
+from heliostat.data.stream import Samples, WorkerShare
+from heliostat.errors import CorruptShardError, RejectedImageError
+from heliostat.models.normalise import normalise
+from heliostat.objectives.masking import draw_drops, draw_masks
+from heliostat.training.feed import SlotInput, feed, prepare_slot, slot_batch
+
+RECIPE = tiny_recipe()
+SLOTS = RECIPE.training.slots
+ALONE = SlotPlan(SLOTS, 1)
+
+
+def stream(plan: SlotPlan, rank: int, first_step: int, steps: int) -> Iterator[Samples]:
+    share = WorkerShare(plan, rank, RECIPE.training.slot_batch)
+    return (samples_at(share.positions(step)) for step in range(first_step, steps))
+
+
+def feeding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "heliostat-feed"]
+
+
+def assert_same_slot(mine: SlotInput, theirs: SlotInput) -> None:
+    assert mine.ids == theirs.ids
+    np.testing.assert_array_equal(mine.crops.global_crops, theirs.crops.global_crops)
+    np.testing.assert_array_equal(mine.crops.local_crops, theirs.crops.local_crops)
+    assert torch.equal(mine.masks, theirs.masks)
+    assert str(mine.drops) == str(theirs.drops)
+
+
+def test_feed__brings_every_step_in_order_and_ends() -> None:
+    steps = list(feed(RECIPE, ALONE, 0, 3, stream(ALONE, 0, 3, 8)))
+    assert [step.step for step in steps] == [3, 4, 5, 6, 7]
+    assert all(len(step.slots) == SLOTS for step in steps)
+    assert feeding_threads() == []
+
+
+def test_feed__a_slot_is_the_same_on_any_worker_and_after_any_resume() -> None:
+    whole = {step.step: step for step in feed(RECIPE, ALONE, 0, 0, stream(ALONE, 0, 0, 6))}
+    plan = SlotPlan(SLOTS, 3)
+    for rank in range(3):
+        for step in feed(RECIPE, plan, rank, 4, stream(plan, rank, 4, 6)):
+            for slot, mine in zip(plan.slots_of(rank), step.slots, strict=True):
+                assert_same_slot(mine, whole[step.step].slots[slot])
+
+
+def test_prepare_slot__draws_depend_on_seed_step_slot_and_position_alone() -> None:
+    positions = [40, 41, 42, 43]
+    samples = samples_at(positions)
+    prepared = prepare_slot(RECIPE, 9, 2, samples)
+    assert prepared.ids == samples.ids
+    for image, (position, data) in enumerate(zip(positions, samples.images, strict=True)):
+        whole, local = all_crops(RECIPE.augmentation, RECIPE.seed, position, decode_rgb(data))
+        np.testing.assert_array_equal(prepared.crops.global_crops[image::4], whole)
+        np.testing.assert_array_equal(prepared.crops.local_crops[image::4], local)
+    assert torch.equal(prepared.masks, draw_masks(Draws(7, "mask", 9, 2), 8, 4, 0.5, (0.1, 0.5)))
+    assert str(prepared.drops) == str(draw_drops(7, 9, 2, 2, (8, 8), 0.1))
+
+
+def test_slot_batch__normalises_and_keeps_the_draws() -> None:
+    prepared = step_input(RECIPE, ALONE, 0, 1).slots[2]
+    batch = slot_batch(prepared, torch.device("cpu"))
+    assert torch.equal(batch.global_crops, normalise(prepared.crops.global_crops))
+    assert torch.equal(batch.local_crops, normalise(prepared.crops.local_crops))
+    assert torch.equal(batch.masks, prepared.masks)
+    assert str(batch.drops) == str(prepared.drops)
+    whole = SlotInput(prepared.ids, prepared.crops, prepared.masks, drops=None)
+    assert slot_batch(whole, torch.device("cpu")).drops is None
+
+
+def test_feed__an_error_of_the_stream_comes_after_the_steps_before_it() -> None:
+    def failing() -> Iterator[Samples]:
+        yield from stream(ALONE, 0, 0, 3)
+        raise CorruptShardError("row group 3 does not have the hash that the manifest names", "Restore it")
+
+    steps = feed(RECIPE, ALONE, 0, 0, failing())
+    assert [next(steps).step for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(CorruptShardError, match="row group 3"):
+        next(steps)
+    assert feeding_threads() == []
+
+
+def test_feed__an_image_that_cannot_be_decoded_is_named() -> None:
+    positions = list(range(RECIPE.training.global_batch))
+    broken = Samples(positions, ["00"] * len(positions), [b"no image"] * len(positions))
+    with pytest.raises(RejectedImageError, match="HS-DATA-006"):
+        next(feed(RECIPE, ALONE, 0, 0, [broken]))
+    assert feeding_threads() == []
+
+
+def test_feed__leaves_no_thread_when_the_trainer_stops_early() -> None:
+    taken = 0
+
+    def endless() -> Iterator[Samples]:
+        nonlocal taken
+        for samples in stream(ALONE, 0, 0, 10**9):
+            taken += 1
+            yield samples
+
+    steps = feed(RECIPE, ALONE, 0, 0, endless())
+    next(steps)
+    steps.close()
+    assert feeding_threads() == []
+    # The one that was taken, two that wait, and those in the making: it does not run ahead of the trainer.
+    assert taken <= 5
+
+
+def test_feed__starts_nothing_before_the_first_step_is_asked_for() -> None:
+    feed(RECIPE, ALONE, 0, 0, stream(ALONE, 0, 0, 1))
+    assert feeding_threads() == []
