@@ -19,9 +19,8 @@ def local_ray(num_cpus: float) -> Iterator[None]:
     """A Ray of our own on this machine, gone afterwards; never joins one that is already there.
 
     Args:
-        num_cpus: what Ray may hand out, more than the machine has if need be: workers and data tasks must fit side by
-        side
-            or they wait for each other for ever.
+        num_cpus: What Ray may hand out, more than the machine has if need be: where workers and data tasks do not fit
+            side by side, they wait for each other for ever.
     """
     import ray
 

@@ -56,7 +56,7 @@ def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
 def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
     """Run or resume a run on the initialised Ray, with a live view."""
     with watch_run(run.store, recipe.training.steps):
-        fit(RunSpec(recipe, run.manifest_sha256), use_gpu=_use_gpu(recipe))
+        fit(RunSpec(recipe, run.root, run.manifest_sha256), use_gpu=_use_gpu(recipe))
 
 
 def cpus_needed(recipe: PretrainRecipe) -> int:

@@ -20,7 +20,9 @@ CONFIG_KEY = "config.yaml"
 class OpenedRun:
     """A run that may be started or resumed."""
 
+    root: Store
     store: Store
+    """Of the run itself, below the root."""
     manifest_sha256: str
     """Of the dataset, pinned when the run was created."""
     is_finished: bool
@@ -47,7 +49,7 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
             locked = _read_lock(store) or locked
     check_same_run(locked["identity"], identity(recipe))
     finished = any(isinstance(entry, EndEntry) for entry in CommitLog(store).read())
-    return OpenedRun(store, locked["manifest_sha256"], finished)
+    return OpenedRun(root, store, locked["manifest_sha256"], finished)
 
 
 def load_run(root: Store, name: str) -> PretrainRecipe:

@@ -29,7 +29,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── CorruptManifestError         HS-DATA-004
 │   ├── CorruptShardError            HS-DATA-005
 │   ├── RejectedImageError           HS-DATA-006  becomes a line of the quarantine
-│   └── UnlabelledDatasetError       HS-DATA-007
+│   ├── UnlabelledDatasetError       HS-DATA-007
+│   └── SampleOrderError             HS-DATA-008
 ├── CheckpointError                  HS-CKPT-…
 │   ├── CorruptCheckpointError       HS-CKPT-001
 │   ├── IncompatibleCheckpointError  HS-CKPT-002
@@ -244,6 +245,12 @@ class UnlabelledDatasetError(DataError):
     """A protocol needs labels that the dataset does not have."""
 
     code = "HS-DATA-007"
+
+
+class SampleOrderError(DataError):
+    """The stream brought other samples than the order of the run asks for."""
+
+    code = "HS-DATA-008"
 
 
 class CheckpointError(HeliostatError):

@@ -23,7 +23,7 @@ from heliostat.data.manifest import DatasetManifest
 from heliostat.data.order import SampleOrder
 from heliostat.data.shards import read_row_group
 from heliostat.data.slots import SlotPlan
-from heliostat.errors import HeliostatError
+from heliostat.errors import HeliostatError, SampleOrderError
 from heliostat.storage import Store
 
 _CHUNK_SAMPLES = 512
@@ -140,12 +140,19 @@ def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, st
     dataset = ray.data.range(chunks, override_num_blocks=min(chunks, _MAX_BLOCKS)).map_batches(
         fetch, batch_size=1, num_cpus=_TASK_CPUS, compute=ray.data.TaskPoolStrategy(min(chunks, _TASKS_AT_ONCE))
     )
-    for table in dataset.iter_batches(
+    batches = dataset.iter_batches(
         batch_size=share.samples_per_step, batch_format="pyarrow", prefetch_batches=2, drop_last=False
-    ):
+    )
+    for step, table in enumerate(batches, first_step):
         positions = table["position"].to_pylist()
         if _FAILED in positions:
             raise _raised(table["image"][positions.index(_FAILED)].as_py())
+        if positions != share.positions(step):
+            raise SampleOrderError(
+                f"step {step} of worker {share.rank} got samples from position {positions[:1]} on, not from "
+                f"{share.positions(step)[:1]}",
+                "Nothing was trained on them; run the same command again to resume, and report this",
+            )
         yield Samples(positions, table["id"].to_pylist(), table["image"].to_pylist())
 
 

@@ -21,7 +21,7 @@ from heliostat.objectives.networks import Network
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.metrics import MetricsWriter
-from heliostat.storage import Store, open_store
+from heliostat.storage import Store
 from heliostat.training.collective import first_does
 from heliostat.training.feed import StepInput, feed, slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
@@ -36,6 +36,8 @@ class RunSpec:
     """What every worker has to know."""
 
     recipe: PretrainRecipe
+    root: Store
+    """The opened root: a relative path in the recipe means another folder in a worker, which runs elsewhere."""
     manifest_sha256: str
     """The dataset's manifest that the run has pinned."""
 
@@ -70,8 +72,7 @@ class AttemptWorker:
         import ray.train.torch
 
         recipe = self._recipe = spec.recipe
-        root = open_store(recipe.root)
-        self._store = run_store(root, recipe.name)
+        self._store = run_store(spec.root, recipe.name)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         self._device = ray.train.torch.get_device()
         self._plan = SlotPlan(recipe.training.slots, world_size)
@@ -85,7 +86,7 @@ class AttemptWorker:
         self._emit(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
         if self._is_first:
             sweep(self._store, self._log, self._lease)  # what dead attempts left half-written
-        self._source = self._open_dataset(root, spec.manifest_sha256)
+        self._source = self._open_dataset(spec.root, spec.manifest_sha256)
         self._clock = PhaseClock()
         self._engine, self._teacher = self._new_networks()
         stack.callback(self._engine.close)

@@ -22,6 +22,7 @@ from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.objectives.networks import SlotBatch
 
 _STEPS_AHEAD = 2
+_STOP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +129,4 @@ def feed(
             yield item
     finally:
         stopped.set()
-        thread.join()
+        thread.join(_STOP_S)  # a stream that hangs must not keep the worker from ending
