@@ -118,6 +118,8 @@ def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, st
     """The worker's samples of each step from ``first_step`` to ``steps``, by Ray Data; needs an initialised Ray."""
     import ray.data
 
+    from heliostat.data.executor_pause import PauseBetweenTurns
+
     left = steps - first_step
     if left <= 0:
         return
@@ -135,6 +137,7 @@ def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, st
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [PauseBetweenTurns]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     dataset = ray.data.range(chunks, override_num_blocks=min(chunks, _MAX_BLOCKS)).map_batches(

@@ -4,6 +4,7 @@ import os
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -98,9 +99,8 @@ class AttemptWorker:
         ledger = SampleLedger(self._plan, digest)
         training = TrainingStep(self._recipe, self._engine, self._teacher, self._clock)
         share = WorkerShare(self._plan, self._rank, self._recipe.training.slot_batch)
-        inputs = feed(
-            self._recipe, self._plan, self._rank, first_step, stream_samples(self._source, share, first_step, steps)
-        )
+        stream = partial(stream_samples, self._source, share, first_step, steps)
+        inputs = feed(self._recipe, self._plan, self._rank, first_step, stream)
         for step in range(first_step, steps):
             with self._clock.phase("data_wait_s"):
                 prepared: StepInput = next(inputs)

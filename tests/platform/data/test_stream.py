@@ -9,9 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray
+import ray.data
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
+from heliostat.data.executor_pause import PauseBetweenTurns
 from heliostat.data.manifest import DatasetManifest, Shard
 from heliostat.data.order import SampleOrder
 from heliostat.data.shards import SCHEMA, upload_shard, write_shard
@@ -200,3 +203,22 @@ def test_stream_samples__a_corrupt_row_group_is_the_users_error_not_rays(tmp_pat
     shard = source.manifest.shards[-1].key
     assert str(caught.value).startswith(f"HS-DATA-005: row group 0 of {shard} under ")
     assert "Restore the object from a backup" in caught.value.next_step
+
+
+def test_pause__is_called_in_every_turn_of_rays_executor(local_ray: None) -> None:
+    """Ray's own hook, which a new version may drop: without it waiting costs a core (``executor_pause.py``)."""
+    turns = []
+
+    class Counting(PauseBetweenTurns):
+        def on_execution_step(self, executor: StreamingExecutor) -> None:
+            super().on_execution_step(executor)
+            turns.append(executor)
+
+    context = ray.data.DataContext.get_current()
+    before = context.custom_execution_callback_classes
+    context.custom_execution_callback_classes = [Counting]
+    try:
+        assert len(list(ray.data.range(8, override_num_blocks=4).iter_batches(batch_size=2))) == 4
+    finally:
+        context.custom_execution_callback_classes = before
+    assert turns

@@ -1,8 +1,12 @@
-import threading
+import os
+import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
+import ray
 import torch
 from support.worlds import samples_at, step_input, tiny_recipe
 
@@ -14,11 +18,27 @@ from heliostat.data.stream import Samples, WorkerShare
 from heliostat.errors import CorruptShardError, RejectedImageError
 from heliostat.models.normalise import normalise
 from heliostat.objectives.masking import draw_drops, draw_masks
-from heliostat.training.feed import SlotInput, feed, prepare_slot, slot_batch
+from heliostat.training.feed import Feeder, SlotInput, StepInput, feed, prepare_slot, slot_batch
 
 RECIPE = tiny_recipe()
 SLOTS = RECIPE.training.slots
 ALONE = SlotPlan(SLOTS, 1)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A small Ray of our own whose workers see the test's modules, and gone at the end."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    paths = os.pathsep.join(sys.path)
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    yield
+    ray.shutdown()
 
 
 def stream(plan: SlotPlan, rank: int, first_step: int, steps: int) -> Iterator[Samples]:
@@ -26,8 +46,8 @@ def stream(plan: SlotPlan, rank: int, first_step: int, steps: int) -> Iterator[S
     return (samples_at(share.positions(step)) for step in range(first_step, steps))
 
 
-def feeding_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "heliostat-feed"]
+def made_by(feeder: Feeder) -> list[StepInput]:
+    return list(iter(feeder.next, None))
 
 
 def assert_same_slot(mine: SlotInput, theirs: SlotInput) -> None:
@@ -38,18 +58,17 @@ def assert_same_slot(mine: SlotInput, theirs: SlotInput) -> None:
     assert str(mine.drops) == str(theirs.drops)
 
 
-def test_feed__brings_every_step_in_order_and_ends() -> None:
-    steps = list(feed(RECIPE, ALONE, 0, 3, stream(ALONE, 0, 3, 8)))
+def test_feeder__makes_every_step_in_order_and_ends() -> None:
+    steps = made_by(Feeder(RECIPE, ALONE, 0, 3, lambda: stream(ALONE, 0, 3, 8)))
     assert [step.step for step in steps] == [3, 4, 5, 6, 7]
     assert all(len(step.slots) == SLOTS for step in steps)
-    assert feeding_threads() == []
 
 
-def test_feed__a_slot_is_the_same_on_any_worker_and_after_any_resume() -> None:
-    whole = {step.step: step for step in feed(RECIPE, ALONE, 0, 0, stream(ALONE, 0, 0, 6))}
+def test_feeder__a_slot_is_the_same_on_any_worker_and_after_any_resume() -> None:
+    whole = {step.step: step for step in made_by(Feeder(RECIPE, ALONE, 0, 0, lambda: stream(ALONE, 0, 0, 6)))}
     plan = SlotPlan(SLOTS, 3)
     for rank in range(3):
-        for step in feed(RECIPE, plan, rank, 4, stream(plan, rank, 4, 6)):
+        for step in made_by(Feeder(RECIPE, plan, rank, 4, partial(stream, plan, rank, 4, 6))):
             for slot, mine in zip(plan.slots_of(rank), step.slots, strict=True):
                 assert_same_slot(mine, whole[step.step].slots[slot])
 
@@ -78,43 +97,39 @@ def test_slot_batch__normalises_and_keeps_the_draws() -> None:
     assert slot_batch(whole, torch.device("cpu")).drops is None
 
 
-def test_feed__an_error_of_the_stream_comes_after_the_steps_before_it() -> None:
-    def failing() -> Iterator[Samples]:
-        yield from stream(ALONE, 0, 0, 3)
-        raise CorruptShardError("row group 3 does not have the hash that the manifest names", "Restore it")
-
-    steps = feed(RECIPE, ALONE, 0, 0, failing())
-    assert [next(steps).step for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(CorruptShardError, match="row group 3"):
-        next(steps)
-    assert feeding_threads() == []
-
-
-def test_feed__an_image_that_cannot_be_decoded_is_named() -> None:
+def test_feeder__an_image_that_cannot_be_decoded_is_named() -> None:
     positions = list(range(RECIPE.training.global_batch))
     broken = Samples(positions, ["00"] * len(positions), [b"no image"] * len(positions))
     with pytest.raises(RejectedImageError, match="HS-DATA-006"):
-        next(feed(RECIPE, ALONE, 0, 0, [broken]))
-    assert feeding_threads() == []
+        Feeder(RECIPE, ALONE, 0, 0, lambda: [broken]).next()
 
 
-def test_feed__leaves_no_thread_when_the_trainer_stops_early() -> None:
-    taken = 0
+def three_steps_and_an_error() -> Iterator[Samples]:
+    yield from stream(ALONE, 0, 0, 3)
+    raise CorruptShardError("row group 3 does not have the hash that the manifest names", "Restore it")
 
-    def endless() -> Iterator[Samples]:
-        nonlocal taken
-        for samples in stream(ALONE, 0, 0, 10**9):
-            taken += 1
-            yield samples
 
-    steps = feed(RECIPE, ALONE, 0, 0, endless())
+@pytest.mark.ray
+def test_feed__brings_steps_from_its_process_and_then_the_error_itself(local_ray: None) -> None:
+    steps = feed(RECIPE, ALONE, 0, 0, three_steps_and_an_error)
+    expected = made_by(Feeder(RECIPE, ALONE, 0, 0, partial(stream, ALONE, 0, 0, 3)))
+    for mine, theirs in zip(steps, expected, strict=False):
+        assert mine.step == theirs.step
+        for slot, other in zip(mine.slots, theirs.slots, strict=True):
+            assert_same_slot(slot, other)
+        if mine.step == 2:
+            break
+    with pytest.raises(CorruptShardError) as raised:
+        next(steps)
+    assert str(raised.value).startswith("HS-DATA-005: row group 3")
+
+
+@pytest.mark.ray
+def test_feed__its_process_ends_with_it(local_ray: None) -> None:
+    steps = feed(RECIPE, ALONE, 0, 0, partial(stream, ALONE, 0, 0, 10**9))
     next(steps)
     steps.close()
-    assert feeding_threads() == []
-    # The one that was taken, two that wait, and those in the making: it does not run ahead of the trainer.
-    assert taken <= 5
-
-
-def test_feed__starts_nothing_before_the_first_step_is_asked_for() -> None:
-    feed(RECIPE, ALONE, 0, 0, stream(ALONE, 0, 0, 1))
-    assert feeding_threads() == []
+    deadline = time.monotonic() + 30
+    while any(actor["State"] != "DEAD" for actor in ray._private.state.actors().values()):
+        assert time.monotonic() < deadline, "a feeder lives on"
+        time.sleep(0.1)
