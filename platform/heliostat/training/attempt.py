@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
@@ -23,7 +24,7 @@ from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.metrics import MetricsWriter
 from heliostat.storage import Store
-from heliostat.training.collective import first_does
+from heliostat.training.collective import all_do, first_does
 from heliostat.training.feed import StepInput, feed, slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.phases import PhaseClock
@@ -76,6 +77,8 @@ class AttemptWorker:
         self._store = run_store(spec.root, recipe.name)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         self._device = ray.train.torch.get_device()
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # the collectives of objects choose their device by it
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
@@ -85,15 +88,17 @@ class AttemptWorker:
         self._events = stack.enter_context(EventWriter(self._store, self._lease.attempt, None, flush_s))
         self._metrics = stack.enter_context(MetricsWriter(self._store, self._lease.attempt, flush_s))
         self._emit(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
-        if self._is_first:
-            sweep(self._store, self._log, self._lease)  # what dead attempts left half-written
-        self._source = self._open_dataset(spec.root, spec.manifest_sha256)
         self._clock = PhaseClock()
-        self._engine, self._teacher = self._new_networks()
-        stack.callback(self._engine.close)
+        self._steps_to_report = 0
+        self._spec = spec
+        self._stack = stack
 
     def train(self) -> None:
         """From the newest good checkpoint to the last step."""
+        first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
+        all_do(self._open_dataset)
+        self._engine, self._teacher = self._new_networks()
+        self._stack.callback(self._engine.close)
         steps = self._recipe.training.steps
         first_step, digest = self._restore()
         ledger = SampleLedger(self._plan, digest)
@@ -119,11 +124,12 @@ class AttemptWorker:
         """Note why the attempt stopped."""
         self._emit(EventType.ATTEMPT_ENDED, cause=cause)
 
-    def _open_dataset(self, root: Store, manifest_sha256: str) -> SampleSource:
-        name = self._recipe.dataset.name
+    def _open_dataset(self) -> None:
+        root, manifest_sha256, name = self._spec.root, self._spec.manifest_sha256, self._recipe.dataset.name
         manifest = load_manifest(root, name, manifest_sha256)
         groups = tuple(group.rows for shard in manifest.shards for group in shard.row_groups)
-        return SampleSource(dataset_store(root, name), manifest, sample_order(self._recipe, manifest_sha256, groups))
+        order = sample_order(self._recipe, manifest_sha256, groups)
+        self._source = SampleSource(dataset_store(root, name), manifest, order)
 
     def _new_networks(self) -> tuple[ZeroEngine, Network]:
         student, teacher = Network(self._recipe), Network(self._recipe)
@@ -157,15 +163,17 @@ class AttemptWorker:
         # Before the commit: what a resumed run does not compute again must not be missing from its curve.
         self._metrics.flush()
         manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._teacher)
-        if self._is_first:
-            retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last)
+        first_does(lambda: retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last))
         self._emit(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
 
     def _report(self, step: int, result: StepResult) -> None:
-        seconds = self._clock.read()
-        if not self._is_first or (step + 1) % self._recipe.observe.log_every_steps:
+        self._steps_to_report += 1
+        if (step + 1) % self._recipe.observe.log_every_steps:
             return
-        images = self._recipe.training.global_batch
+        seconds = self._clock.read()
+        images, self._steps_to_report = self._recipe.training.global_batch * self._steps_to_report, 0
+        if not self._is_first:
+            return
         self._metrics.write(
             step,
             **result.terms,
