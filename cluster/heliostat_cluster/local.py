@@ -11,7 +11,8 @@ LOCAL_ENV = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
-_OBJECT_STORE_BYTES = 512 * 2**20
+_OBJECT_STORE_SHARE = 0.15
+"""Of the machine's memory: steps that wait for their worker lie there. Ray's own default is twice that."""
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def local_ray(num_cpus: float) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=int(_OBJECT_STORE_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
     )
     try:
         yield

@@ -9,7 +9,7 @@ from heliostat.checkpoint.log import CommitLog
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import newest_good
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.errors import NoCheckpointError
+from heliostat.errors import CorruptCheckpointError, NoCheckpointError
 from heliostat.models.vit import Tokens, VisionTransformer
 from heliostat.objectives.networks import Network
 from heliostat.storage import Store
@@ -49,7 +49,14 @@ def newest_teacher(run: Store, recipe: PretrainRecipe) -> TrainedTeacher:
     Raises:
         NoCheckpointError: nothing was committed yet.
     """
-    choice = newest_good(run, CommitLog(run).read())
+    try:
+        return _newest_teacher(run, recipe, verify_bytes=False)
+    except CorruptCheckpointError:  # found while reading, or retired meanwhile: choose again, reading every byte
+        return _newest_teacher(run, recipe, verify_bytes=True)
+
+
+def _newest_teacher(run: Store, recipe: PretrainRecipe, verify_bytes: bool) -> TrainedTeacher:
+    choice = newest_good(run, CommitLog(run).read(), verify_bytes)
     if choice is None:
         raise NoCheckpointError(f"run {recipe.name!r} has committed no checkpoint yet", "Wait for the first one")
     network = Network(recipe)

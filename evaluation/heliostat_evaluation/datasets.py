@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from heliostat.data.images import decode_rgb
@@ -46,15 +47,31 @@ def labelled_batches(store: Store, manifest: DatasetManifest, px: int) -> Iterat
     for shard_index, shard in enumerate(manifest.shards):
         for group_index in range(len(shard.row_groups)):
             table = read_row_group(store, manifest, shard_index, group_index)
-            labels = table["label"].to_pylist()
-            if None in labels:
-                source = table["source"][labels.index(None)].as_py()
-                raise UnlabelledDatasetError(
-                    f"image {source!r} of dataset {manifest.name!r} has no label, and k-NN compares labels",
-                    "Ingest a folder with one sub-folder per class",
-                )
+            labels = _labels(table, manifest.name)
             images = np.stack([central_crop(decode_rgb(data), px) for data in table["image"].to_pylist()])
             yield LabelledBatch(images, labels, table["id"].to_pylist())
+
+
+def check_labels(store: Store, manifest: DatasetManifest) -> None:
+    """See that every image has a label, before hours are spent on it.
+
+    Raises:
+        UnlabelledDatasetError: an image has none; it is named.
+    """
+    for shard_index, shard in enumerate(manifest.shards):
+        for group_index in range(len(shard.row_groups)):
+            _labels(read_row_group(store, manifest, shard_index, group_index), manifest.name)
+
+
+def _labels(table: pa.Table, dataset: str) -> list[int]:
+    labels: list[int | None] = table["label"].to_pylist()
+    if None in labels:
+        source = table["source"][labels.index(None)].as_py()
+        raise UnlabelledDatasetError(
+            f"image {source!r} of dataset {dataset!r} has no label (or lies in two folders), and k-NN compares labels",
+            "Give a folder with one sub-folder per class, each image in one of them",
+        )
+    return [label for label in labels if label is not None]
 
 
 def central_crop(image_HWC: Pixels, px: int) -> Pixels:

@@ -1,6 +1,7 @@
 """``heliostat demo``: the whole path once, small: ingest, pre-train, commit, evaluate, report."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,14 +14,15 @@ from heliostat.checkpoint.log import CommitLog, EndEntry
 from heliostat.config import ResolvedRecipe, load_recipe
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.yaml_text import show_value
 from heliostat.data.ingest import ingest, prepare
-from heliostat.data.manifest import load_manifest
-from heliostat.data.sources import FolderListing
-from heliostat.errors import NoImagesError, UnlabelledDatasetError
+from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.sources import FolderListing, SourceItem
+from heliostat.errors import NoImagesError
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
 from heliostat_cluster.local import local_ray
-from heliostat_evaluation.datasets import Pixels
+from heliostat_evaluation.datasets import Pixels, check_labels
 from heliostat_jobs.demo_report import REPORT_KEY, write_report
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, evaluate
 from heliostat_jobs.ingest import show_ingest
@@ -71,7 +73,8 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
     root = open_store(str(out))
     folder = write_tiles(out / "source" / BUILT_IN) if data is None else data
     training, holdout = split(prepare(folder, root, dataset))
-    resolved = _resolve([*overrides, f"root={out}", f"dataset.name={dataset}"], root, environ)
+    fixed = [f"root={show_value(str(out))}", f"dataset.name={show_value(dataset)}"]
+    resolved = _resolve([*overrides, *fixed], root, environ)
     recipe = resolved.recipe
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the shipped recipe is one
     _say(f"demo: {len(training.items):,} images to train on, {len(holdout.items):,} held out; Ray is starting")
@@ -79,7 +82,8 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
         for listing, name in ((training, dataset), (holdout, f"{dataset}-holdout")):
             with show_ingest() as report:
                 ingest(listing, root, name, report=report)
-        _check_labels(root, dataset)
+        for name in (dataset, f"{dataset}-holdout"):
+            check_labels(dataset_store(root, name), load_manifest(root, name))
         train_on_ray(recipe, open_run(resolved))
     _say("evaluating: k-NN of the untrained and the trained teacher on the held-out images")
     evaluation = evaluate(_evaluation(recipe, root, dataset))
@@ -98,23 +102,27 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
 
 
 def split(listing: FolderListing) -> tuple[FolderListing, FolderListing]:
-    """Images to train on and images held out, by a hash of their names: the same split every time.
+    """Images to train on and images held out, by a hash of their bytes: copies of one image are on the same side.
 
     Raises:
         NoImagesError: too few images for both.
     """
-
-    def is_held_out(source: str) -> bool:
-        return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[0] % _HOLDOUT_OF == 0
-
-    held_out = tuple(item for item in listing.items if is_held_out(item.source))
-    rest = tuple(item for item in listing.items if not is_held_out(item.source))
+    held_out = tuple(item for item in listing.items if _is_held_out(item))
+    rest = tuple(item for item in listing.items if item not in set(held_out))
     if not held_out or not rest:
         raise NoImagesError(
             f"{listing.folder} holds {len(listing.items)} images, too few to train on some and hold out others",
             "Give a folder with at least a hundred images",
         )
     return replace(listing, items=rest), replace(listing, items=held_out)
+
+
+def _is_held_out(item: SourceItem) -> bool:
+    try:
+        data = Path(os.fsdecode(item.path)).read_bytes()
+    except OSError:  # ingest will name it in the quarantine
+        data = b""
+    return hashlib.sha256(data).digest()[0] % _HOLDOUT_OF == 0
 
 
 def _resolve(overrides: list[str], root: Store, environ: Mapping[str, str]) -> ResolvedRecipe:
@@ -145,17 +153,10 @@ def _evaluation(recipe: PretrainRecipe, root: Store, dataset: str) -> EvaluateRe
     )
 
 
-def _check_labels(root: Store, dataset: str) -> None:
-    if not load_manifest(root, dataset).labels:
-        raise UnlabelledDatasetError(
-            f"dataset {dataset!r} has no labels, and the demo shows what was learnt by comparing them",
-            "Give a folder with one sub-folder per class",
-        )
-
-
 def _dataset_name(folder: Path) -> str:
     kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in folder.resolve().name.lower())
-    return kept.strip("-")[:40] or "images"
+    # Two folders of one name are two datasets.
+    return f"{kept.strip('-')[:40] or 'images'}-{hashlib.sha256(bytes(folder.resolve())).hexdigest()[:8]}"
 
 
 def _whole_patches(images: Pixels, patch_px: int) -> Pixels:

@@ -32,7 +32,8 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     """
     metrics, events = read_metrics(store), read_events(store)
     curve = merged_curve(metrics)
-    rate = median(value for line in curve if (value := line.values.get("images_per_s")))
+    rates = [value for line in curve if (value := line.values.get("images_per_s"))]
+    rate = median(rates) if rates else 0.0
     wall_s = wall_clock_s(events)
     shares = time_shares(metrics, events, wall_s)
     report = Report(

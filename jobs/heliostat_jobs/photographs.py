@@ -52,7 +52,9 @@ def write_tiles(folder: Path) -> Path:
         for row, column, tile in _tiles(name):
             path = label / f"{row:02d}-{column:02d}.png"
             if not path.exists():
-                Image.fromarray(tile).save(path)
+                half = path.with_suffix(".part")  # a demo that is killed here must not leave half a tile
+                Image.fromarray(tile).save(half, "PNG")
+                half.replace(path)
     return folder
 
 

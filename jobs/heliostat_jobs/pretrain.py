@@ -7,6 +7,7 @@ from statistics import median
 
 from heliostat.config import ResolvedRecipe
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.errors import TooFewGpusError
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
 from heliostat.storage import Store
@@ -68,9 +69,15 @@ def cpus_needed(recipe: PretrainRecipe) -> int:
 def _use_gpu(recipe: PretrainRecipe) -> bool:
     import ray
 
-    if recipe.scaling.accelerator != "auto":
-        return recipe.scaling.accelerator == "gpu"
-    return bool(ray.cluster_resources().get("GPU", 0) >= recipe.scaling.workers)
+    gpus, workers = int(ray.cluster_resources().get("GPU", 0)), recipe.scaling.workers
+    if recipe.scaling.accelerator == "cpu" or (recipe.scaling.accelerator == "auto" and not gpus):
+        return False
+    if gpus < workers:  # Ray Train would wait for them for ever
+        raise TooFewGpusError(
+            f"scaling.workers is {workers}, one GPU each, but this Ray has {gpus}",
+            f"Set scaling.workers to at most {gpus}" if gpus else "Set scaling.accelerator to cpu",
+        )
+    return True
 
 
 def _result(recipe: PretrainRecipe, store: Store, was_finished: bool) -> PretrainResult:

@@ -7,8 +7,9 @@ from typing import Any
 from heliostat.checkpoint.log import CommitLog, EndEntry
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.provenance import LOCK_SCHEMA_VERSION
 from heliostat.data.manifest import load_manifest
-from heliostat.errors import ObjectExistsError, ObjectNotFoundError, RunNotFoundError
+from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError, RunNotFoundError
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
 
@@ -44,10 +45,11 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
         locked = {**lock(resolved), "manifest_sha256": load_manifest(root, recipe.dataset.name).sha256}
         try:
             store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
-            store.put(CONFIG_KEY, resolved.text.encode())
         except ObjectExistsError:  # another process creates the same run at this moment: its lock counts
             locked = _read_lock(store) or locked
     check_same_run(locked["identity"], identity(recipe))
+    if not store.exists(CONFIG_KEY):
+        store.put(CONFIG_KEY, resolved.text.encode())
     finished = any(isinstance(entry, EndEntry) for entry in CommitLog(store).read())
     return OpenedRun(root, store, locked["manifest_sha256"], finished)
 
@@ -72,7 +74,17 @@ def load_run(root: Store, name: str) -> PretrainRecipe:
 
 def _read_lock(store: Store) -> dict[str, Any] | None:
     try:
-        locked: dict[str, Any] = json.loads(store.get(LOCK_KEY))
-        return locked
+        data = store.get(LOCK_KEY)
     except ObjectNotFoundError:
         return None
+    try:
+        locked: dict[str, Any] = json.loads(data)
+        if locked["schema_version"] != LOCK_SCHEMA_VERSION or not isinstance(locked["manifest_sha256"], str):
+            raise ValueError(locked["schema_version"])
+        unlock(locked)
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CorruptLockError(
+            f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",
+            "Put it back as it was, or give the run another name",
+        ) from error
+    return locked

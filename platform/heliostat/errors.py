@@ -12,7 +12,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── ChangedConfigError           HS-CONF-008
 │   ├── MissingExtraError            HS-CONF-009
 │   ├── MissingKeyError              HS-CONF-010
-│   └── CommandLineError             HS-CONF-011
+│   ├── CommandLineError             HS-CONF-011
+│   └── TooFewGpusError              HS-CONF-012
 ├── StorageError                     HS-STOR-…  folders and object stores
 │   ├── ObjectNotFoundError          HS-STOR-001
 │   ├── ObjectExistsError            HS-STOR-002  a conditional create lost
@@ -41,7 +42,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── NonFiniteLossError           HS-RUN-002
 │   ├── TrainingFailedError          HS-RUN-003
 │   ├── RunNotFoundError             HS-RUN-004
-│   └── PreemptedError               HS-RUN-005  gave up after too many preemptions
+│   ├── PreemptedError               HS-RUN-005  gave up after too many preemptions
+│   └── CorruptLockError             HS-RUN-006
 └── EvaluationError                  HS-EVAL-…
     ├── TooFewSamplesError           HS-EVAL-001
     └── NonFiniteFeaturesError       HS-EVAL-002
@@ -136,6 +138,12 @@ class CommandLineError(ConfigError):
     """A command, an option or an argument that does not exist, or is missing."""
 
     code = "HS-CONF-011"
+
+
+class TooFewGpusError(ConfigError):
+    """More workers than GPUs."""
+
+    code = "HS-CONF-012"
 
 
 class StorageError(HeliostatError):
@@ -317,6 +325,12 @@ class PreemptedError(RunError):
     """The workers were taken away more often than the run allows; it can be resumed."""
 
     code = "HS-RUN-005"
+
+
+class CorruptLockError(RunError):
+    """A run's ``config.lock.json`` cannot be read."""
+
+    code = "HS-RUN-006"
 
 
 class EvaluationError(HeliostatError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.projects import write_recipe
+from support.projects import heliostat, write_recipe
 
 from heliostat_jobs.cli import app
 
@@ -124,3 +124,43 @@ def _with_root(arguments: tuple[str, ...], tmp_path: Path, root: str) -> list[st
     (tmp_path / "data").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "data" / "one.png")
     return [*arguments, str(tmp_path / "data"), f"{root}/photos"]
+
+
+@pytest.mark.parametrize("url", ["s3://user:canary/pass@bucket/x", "s3://user:canary@bucket/x"])
+def test_store__credentials_in_an_address_are_refused_and_not_repeated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str
+) -> None:
+    line = fails(capsys, 2, *_with_root(("dataset", "ingest"), tmp_path, url))
+    assert "HS-STOR-006" in line
+    assert "canary" not in line
+
+
+def test_store__credentials_in_the_endpoint_are_refused_and_not_repeated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:canary/pass@127.0.0.1:9")
+    line = fails(capsys, 2, *_with_root(("dataset", "ingest"), tmp_path, "s3://bucket/x"))
+    assert "HS-STOR-006" in line
+    assert "canary" not in line
+
+
+def test_run__a_lock_file_that_was_edited_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str
+) -> None:
+    lock = tmp_path / "root" / "runs" / "tiny" / "config.lock.json"
+    lock.parent.mkdir(parents=True)
+    for content in ("", "[]", "{}", '{"schema_version": 1}'):
+        lock.write_text(content)
+        assert "HS-RUN-006" in fails(capsys, 1, "run", recipe)
+
+
+@pytest.mark.ray
+def test_run__more_workers_than_gpus_is_told_before_anything_waits_for_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str
+) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "one.png").rename(tmp_path / "data" / "one.png")
+    heliostat("dataset", "ingest", str(tmp_path / "data"), f"{tmp_path}/root/tiny")
+    answer = heliostat("run", recipe, "--set", "scaling.accelerator=gpu", expect=2)
+    assert answer["error"]["code"] == "HS-CONF-012"

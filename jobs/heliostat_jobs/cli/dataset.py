@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from heliostat.config.yaml_text import show_value
 from heliostat.errors import InvalidValueError
 from heliostat.storage import open_store
 from heliostat_jobs.cli.options import DebugOption, JsonOption
@@ -80,5 +81,7 @@ def summary(root: str, name: str, result: "IngestResult") -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items())
         listed = f"{root}/datasets/{name}/quarantine/{result.manifest_sha256}.jsonl"
         lines.append(f"quarantine: {reasons}; every file is named in {listed}")
-    settings = f"--set {shlex.quote(f'root={root}')} --set dataset.name={name}"
+    settings = " ".join(
+        f"--set {shlex.quote(f'{key}={show_value(value)}')}" for key, value in (("root", root), ("dataset.name", name))
+    )
     return [*lines, f"manifest: {result.manifest_sha256}", f"next: heliostat run RECIPE.yaml {settings}"]

@@ -125,8 +125,12 @@ class CommitLog:
         """
         with self._lock:
             matches = (_NAME.fullmatch(info.key) for info in self._store.list(_FOLDER))
-            last = max((int(match.group(1)) for match in matches if match), default=0)
-            missing = range(len(self._entries) + 1, last + 1)
+            numbers = {int(match.group(1)) for match in matches if match}
+            first, last = len(self._entries) + 1, max(numbers, default=0)
+            gap = next((number for number in range(first, last + 1) if number not in numbers), None)
+            if gap is not None:
+                self._read_one(gap)  # raises, unless the listing was behind
+            missing = range(first, last + 1)
             with ThreadPoolExecutor(_READERS) as pool:
                 self._entries.extend(pool.map(self._read_one, missing))
             return tuple(self._entries)
@@ -138,12 +142,20 @@ class CommitLog:
             holder: Host and process, for people who read the log.
         """
         with self._lock:
+            refused_at = 0
             while True:
                 newest = newest_lease(self.read())
                 attempt = newest.attempt + 1 if newest else 1
+                next_number = len(self._entries) + 1
+                if next_number == refused_at:
+                    raise CorruptLogError(
+                        f"{self._store.url}/{_key(next_number)} can neither be read nor written",
+                        "Remove what lies there if it is no log entry",
+                    )
                 number = self._try_append(LeaseEntry(attempt=attempt, holder=holder))
                 if number:
                     return Lease(attempt, number)
+                refused_at = next_number
 
     def append(self, lease: Lease, entry: CheckpointEntry | RetireEntry | EndEntry) -> int:
         """Write the next entry; its number.

@@ -129,7 +129,7 @@ class ScalingConfig(Section):
     workers: int = Field(1, gt=0, description="Ray Train workers; at most global_batch / slot_batch")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="auto takes a GPU per worker where the cluster has any"
+        "auto", description="auto takes one GPU per worker where there are any"
     )
 
 

@@ -63,8 +63,12 @@ def list_folder(folder: str | Path) -> FolderListing:
         NoImagesError: there is no candidate in it.
     """
     root = Path(folder)
-    if not root.is_dir():
-        fact = "is not a folder" if root.exists() else "does not exist"
+    try:
+        is_folder, exists = root.is_dir(), root.exists()
+    except OSError as error:  # a name that is too long, say
+        raise SourceNotFoundError(f"the source {str(folder)!r} cannot be read: {error.strerror}", "Check it") from error
+    if not is_folder:
+        fact = "is not a folder" if exists else "does not exist"
         raise SourceNotFoundError(f"the source {str(folder)!r} {fact}", "Give a folder that holds images")
     root = root.resolve()
     listing = _Walk(root).listing(str(folder))

@@ -26,7 +26,11 @@ def open_store(url: str) -> Store:
         # Only the scheme is repeated: the rest may hold a password.
         shown = f"{urlsplit(url).scheme}://…" if "://" in url else repr(url)
         raise InvalidUrlError(f"the root {shown} is neither a folder nor s3://bucket/prefix", "Give one of these two")
-    root = Path(url).expanduser().resolve()
-    if root.exists() and not root.is_dir():
+    try:
+        root = Path(url).expanduser().resolve()
+        is_file = root.exists() and not root.is_dir()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long, a user that is not there
+        raise InvalidUrlError(f"the root {url!r} cannot be a folder: {error}", "Give another path") from error
+    if is_file:
         raise InvalidUrlError(f"the root {root} is a file, not a folder", "Give a folder or s3://bucket/prefix")
     return LocalStore(root)

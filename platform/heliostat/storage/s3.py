@@ -70,7 +70,7 @@ class S3Store(Store):
             InvalidUrlError: No valid bucket name, or credentials or a query in the address (they are not repeated).
         """
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        if "@" in bucket:
+        if "@" in url or ":" in bucket:  # a password may hold a slash, and then lies in what looks like the prefix
             raise InvalidUrlError(
                 "the S3 address holds credentials before an '@'",
                 "Give s3://bucket/prefix, and credentials by the AWS environment (AWS_ACCESS_KEY_ID, profiles, roles)",

@@ -3,7 +3,12 @@
 import random
 import time
 
+from stamina.instrumentation import set_on_retry_hooks
+
 from heliostat.storage.s3_errors import is_transient
+
+# A user sees the error that remains, in one line, and not a line of log for each attempt.
+set_on_retry_hooks([])
 
 FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 4.0

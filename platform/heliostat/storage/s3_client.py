@@ -63,6 +63,8 @@ class ProcessClient:
 
 
 def _make_client() -> "S3Client":
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        _refuse_credentials(os.environ.get(name, ""))
     try:
         client = boto3.session.Session().client("s3", config=_CONFIG)
     except (ValueError, BotoCoreError) as error:
@@ -73,8 +75,13 @@ def _make_client() -> "S3Client":
             "AWS_ENDPOINT_URL is not an address like http://host:port",
             "Correct it in the environment or the AWS profile",
         ) from None
-    if "@" in urlsplit(client.meta.endpoint_url).netloc:
+    _refuse_credentials(client.meta.endpoint_url)  # profiles have endpoints too
+    return client
+
+
+def _refuse_credentials(endpoint: str) -> None:
+    # Anywhere: a password may hold a slash, and then ends what looks like the host.
+    if "@" in endpoint:
         raise InvalidUrlError(
             "AWS_ENDPOINT_URL holds credentials before an '@'", "Give them as AWS_ACCESS_KEY_ID and its secret"
         )
-    return client

@@ -1,5 +1,6 @@
 """One worker's part in one attempt of a run: restore, train, commit. Runs inside Ray Train."""
 
+import logging
 import os
 import socket
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from heliostat.data.manifest import dataset_store, load_manifest
 from heliostat.data.order import SampleOrder
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import SampleSource, WorkerShare, stream_samples
-from heliostat.errors import CorruptCheckpointError, HeliostatError
+from heliostat.errors import CorruptCheckpointError, HeliostatError, StorageError
 from heliostat.objectives.networks import Network
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.logs import configure_logging
@@ -31,6 +32,8 @@ from heliostat.training.phases import PhaseClock
 from heliostat.training.state import load_state, save_state
 from heliostat.training.step import StepResult, TrainingStep
 from heliostat.training.zero import ZeroEngine
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,14 @@ class AttemptWorker:
         # Before the commit: what a resumed run does not compute again must not be missing from its curve.
         self._metrics.flush()
         manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._teacher)
-        first_does(lambda: retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last))
+        first_does(self._retire)
         self._emit(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
+
+    def _retire(self) -> None:
+        try:
+            retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last)
+        except StorageError as error:  # the checkpoint is committed; the old one goes next time
+            _log.warning("an old checkpoint could not be removed: %s", error)
 
     def _report(self, step: int, result: StepResult) -> None:
         self._steps_to_report += 1

@@ -1,11 +1,13 @@
 """What the training step needs of an engine, and the plainest one: one process, torch only, for debugging."""
 
+import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from heliostat.config.pretrain import TrainingConfig
+from heliostat.errors import NonFiniteLossError
 from heliostat.objectives.networks import SUB_MODULES, Network, SlotBatch, SlotTargets
 from heliostat.objectives.sinkhorn import OneWorker, Reducer
 from heliostat.training.groups import GroupRule, parameter_groups
@@ -48,6 +50,20 @@ def apply_schedule(groups: list[dict[str, Any]], values: StepValues) -> None:
         group["weight_decay"] = rule.weight_decay(values)
 
 
+def check_finite(norms: dict[str, float]) -> None:
+    """Stop before a gradient that is not finite reaches the parameters.
+
+    Raises:
+        NonFiniteLossError: on every worker alike, since norms are those of the whole gradient.
+    """
+    for name, norm in norms.items():
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"the gradient norm of {name} is {norm}, though the loss is finite",
+                "Resume from the last checkpoint with a lower training.base_lr or training.precision fp32",
+            )
+
+
 def clip_factor(norm: float, limit: float) -> float:
     """Factor on gradients of a sub-module (``torch.nn.utils.clip_grad_norm_``'s rule)."""
     return min(1.0, limit / (norm + _EPS))
@@ -79,6 +95,7 @@ class PlainEngine:
     def step(self, values: StepValues) -> dict[str, float]:
         """Clip, update, clear."""
         norms = {name: self._clip(getattr(self.student, name)) for name in SUB_MODULES}
+        check_finite(norms)
         apply_schedule(self._optimizer.param_groups, values)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

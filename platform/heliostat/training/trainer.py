@@ -4,6 +4,7 @@ Ray Train manages processes and process groups. Which checkpoint exists and wher
 own commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints.
 """
 
+import signal
 import tempfile
 import uuid
 
@@ -13,7 +14,6 @@ from heliostat.training.attempt import RunSpec, train_attempt
 COLLECTIVE_TIMEOUT_S = 120
 CPU_WORKER_ENV = {
     "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": "1",
     # glibc gives large blocks back to the system at once and asks for them again in the next layer; page faults then
     # cost more than small models compute.
     "MALLOC_MMAP_MAX_": "0",
@@ -46,13 +46,22 @@ def fit(spec: RunSpec, use_gpu: bool) -> None:
                 name=f"{spec.recipe.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={} if use_gpu else {"env_vars": CPU_WORKER_ENV},
+                worker_runtime_env={} if use_gpu else {"env_vars": _cpu_worker_env(scaling.cpus_per_worker)},
             ),
         )
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
         except RayTrainingFailedError as error:
             raise _first_cause(error) from error
+        except SystemExit as stop:  # Ray's own handler aborts the run, and then leaves as if all were well
+            raise KeyboardInterrupt from stop
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
+
+
+def _cpu_worker_env(cpus: float) -> dict[str, str]:
+    return {**CPU_WORKER_ENV, "OMP_NUM_THREADS": str(max(1, int(cpus)))}
 
 
 def _first_cause(error: Exception) -> HeliostatError:

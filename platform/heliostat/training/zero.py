@@ -22,7 +22,7 @@ from heliostat.data.slots import SlotPlan
 from heliostat.objectives.networks import SUB_MODULES, Network, SlotBatch, SlotTargets
 from heliostat.objectives.sinkhorn import Reducer
 from heliostat.training.collective import ProcessGroupReducer
-from heliostat.training.engine import apply_schedule, clip_factor, new_optimizer
+from heliostat.training.engine import apply_schedule, check_finite, clip_factor, new_optimizer
 from heliostat.training.groups import GroupRule
 from heliostat.training.schedules import StepValues
 
@@ -91,6 +91,8 @@ class ZeroEngine:
                 squares[SUB_MODULES.index(rule.sub_module)] += gradient.double().square().sum()
         norms = self.reducer.sum(squares).sqrt().tolist()
         by_module = dict(zip(SUB_MODULES, norms, strict=True))
+        # DeepSpeed would leave the update out and say nothing, while the teacher and the step count go on.
+        check_finite(by_module)
         for rule, gradients in self._gradient_shards():
             factor = clip_factor(by_module[rule.sub_module], self._training.clip_norm)
             if factor < 1:

@@ -102,7 +102,7 @@ def test_summary__gives_the_numbers_the_quarantine_and_the_next_command() -> Non
         "quarantine: 1 empty, 1 truncated; every file is named in "
         f"./my root/datasets/photos/quarantine/{'ab' * 32}.jsonl",
         f"manifest: {'ab' * 32}",
-        "next: heliostat run RECIPE.yaml --set 'root=./my root' --set dataset.name=photos",
+        "next: heliostat run RECIPE.yaml --set 'root=\"./my root\"' --set dataset.name=photos",
     ]
 
 

@@ -156,3 +156,11 @@ def test_live_checkpoints__table(entries: list[LogEntry], live: list[CheckpointE
 def test_newest_lease__is_the_last_one() -> None:
     assert newest_lease([]) is None
     assert newest_lease([LEASE_1, TEN, LEASE_2, FIFTEEN]) == Lease(2, 3)
+
+
+@pytest.mark.timeout(30)
+def test_read__a_stray_entry_far_ahead_is_named_at_once(store: Store) -> None:
+    CommitLog(store).acquire_lease("a")
+    store.put("commits/99999999.json", b"stray")
+    with pytest.raises(CorruptLogError, match=r"00000002\.json is missing"):
+        CommitLog(store).read()

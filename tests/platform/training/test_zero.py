@@ -8,6 +8,7 @@ from support.worlds import Trace, new_networks, run_world, tiny_recipe, train
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
+from heliostat.errors import NonFiniteLossError
 from heliostat.objectives import losses, networks
 from heliostat.objectives.sinkhorn import OneWorker
 from heliostat.training.engine import PlainEngine
@@ -135,3 +136,23 @@ def test_zero_engine__clips_each_sub_module_by_its_own_norm() -> None:
     norms = reference.norms[-1]
     assert norms["dino_head"] > 2.0 > 0.0
     assert_same_training(run_world(2, train_under_zero, recipe, "")[0], reference)
+
+
+def train_with_an_infinite_gradient(rank: int, world_size: int, recipe: PretrainRecipe) -> tuple[str, bool]:
+    """The error that a worker gets, and whether its parameters are what they were."""
+    student, teacher = new_networks(recipe)
+    engine = ZeroEngine(student, recipe.training, SlotPlan(recipe.training.slots, world_size), torch.device("cpu"))
+    before = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    if rank == 0:
+        student.backbone.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    try:
+        train(recipe, engine, range(1), teacher, Trace())
+    except NonFiniteLossError as error:
+        return str(error), all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    return "no error", False
+
+
+def test_zero_engine__a_gradient_that_is_not_finite_stops_all_workers_before_the_update() -> None:
+    for message, is_unchanged in run_world(2, train_with_an_infinite_gradient, tiny_recipe()):
+        assert message.startswith("HS-RUN-002: the gradient norm of backbone is ")
+        assert is_unchanged
