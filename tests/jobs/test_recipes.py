@@ -1,3 +1,4 @@
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,9 +8,14 @@ from heliostat.config import load_recipe
 
 RECIPES = sorted(Path(str(files("heliostat_jobs"))).joinpath("recipes").glob("*.yaml"))
 
+README_RECIPES = re.findall(
+    r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text("utf-8"), re.DOTALL
+)
+
 
 def test_recipes__are_shipped() -> None:
     assert RECIPES
+    assert len(README_RECIPES) == 2
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -19,3 +25,10 @@ def test_recipes__load_and_say_command_hardware_cost_and_score(path: Path) -> No
     header = text[: text.index("\nkind:")]
     for word in ("Command:", "Hardware:", "Cost:", "Score:"):
         assert f"# {word}" in header
+
+
+@pytest.mark.parametrize("block", README_RECIPES, ids=lambda block: block.split()[1])
+def test_readme__its_recipes_load(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block, encoding="utf-8")
+    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn")
