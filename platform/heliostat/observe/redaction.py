@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 REDACTED = "***"
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD", re.IGNORECASE)
-_URL_USER = re.compile(r"(?<=://)[^\s]*@")
+_URL_USER = re.compile(r"(?<=://)(?:[^/\s:@]+:\S*@|[^/\s]*@)")
+"""User and password before an address; a password may hold slashes, and a path may hold an '@'."""
 _MIN_SECRET_CHARS = 6
 """Shorter values ("1", "true") are switches rather than secrets; removing them would make every log unreadable."""
 

@@ -13,6 +13,7 @@ ENVIRON = {"AWS_SECRET_ACCESS_KEY": "canary/4711", "db_password": "swordfish", "
         ("true is a switch, /home/u no secret", "true is a switch, /home/u no secret"),
         ("http://user:pass@host/path", "http://***@host/path"),
         ("http://user:p@ss@host:8333/a http://plain/x@y", "http://***@host:8333/a http://plain/x@y"),
+        ("http://user:pa/ss@host/path", "http://***@host/path"),
         ("mail someone@example.org", "mail someone@example.org"),
     ],
 )
