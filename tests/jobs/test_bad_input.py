@@ -161,6 +161,6 @@ def test_run__more_workers_than_gpus_is_told_before_anything_waits_for_them(
     Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "one.png").rename(tmp_path / "data" / "one.png")
-    heliostat("dataset", "ingest", str(tmp_path / "data"), f"{tmp_path}/root/tiny")
+    heliostat("dataset", "ingest", str(tmp_path / "data"), str(tmp_path / "root" / "tiny"))
     answer = heliostat("run", recipe, "--set", "scaling.accelerator=gpu", expect=2)
     assert answer["error"]["code"] == "HS-CONF-012"

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 def new_optimizer(student: Network, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (betas 0.9, 0.999) over the recipe's parameter groups."""
-    # lr and weight decay are set at every step; weight decay must not be 0 for some groups at construction only.
+    # Zeros here: both are set from the schedule at every step.
     return torch.optim.AdamW(
         parameter_groups(student, student.backbone.config.depth, training), lr=0.0, weight_decay=0.0
     )

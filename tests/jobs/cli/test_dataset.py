@@ -85,7 +85,7 @@ def test_split_destination__needs_a_root_and_a_name(destination: str) -> None:
 @pytest.mark.parametrize(
     ("destination", "expected"),
     [
-        ("./root/photos", ("./root", "photos")),
+        ("./place/photos", ("./place", "photos")),
         ("root/photos/", ("root", "photos")),
         ("s3://bucket/photos", ("s3://bucket", "photos")),
         ("s3://bucket/a/b/photos", ("s3://bucket/a/b", "photos")),
