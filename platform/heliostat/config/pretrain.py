@@ -55,22 +55,69 @@ class AugmentationConfig(Section):
         return value
 
 
+class GramConfig(Section):
+    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): patch similarities stay those of an earlier teacher."""
+
+    weight: float = Field(2.0, gt=0, description="weight of the Gram loss")
+    from_step: int = Field(0, ge=0, description="step whose EMA teacher becomes the first Gram teacher")
+    refresh_every_steps: int = Field(10000, gt=0, description="steps between refreshes from the EMA teacher")
+    max_refreshes: int = Field(3, ge=0, description="refreshes after the first Gram teacher")
+    crop_px: int | None = Field(
+        None, gt=0, description="side of the Gram teacher's undistorted crops; null is twice the global crop's"
+    )
+    clip_negative: bool = Field(False, description="count negative similarities as 0")
+
+
+class HeadConfig(Section):
+    """A projection head: a three-layer MLP to a unit vector, and its comparison with prototypes."""
+
+    prototypes: int = Field(65536, gt=1, description="columns of the last layer")
+    hidden: int = Field(2048, gt=0, description="hidden width")
+    bottleneck: int = Field(256, gt=0, description="width of the vectors that are compared with the prototypes")
+
+
 class ObjectiveConfig(Section):
-    """DINO + iBOT + KoLeo with an EMA teacher and Sinkhorn-Knopp targets."""
+    """DINO + iBOT + KoLeo with an EMA teacher; targets by Sinkhorn-Knopp or softmax centring."""
 
     prototypes: int = Field(65536, gt=1, description="columns of each head's last layer")
     head_hidden: int = Field(2048, gt=0, description="hidden width of the heads")
     head_bottleneck: int = Field(256, gt=0, description="width of the vectors that are compared with the prototypes")
+    ibot_head: HeadConfig | Literal["same", "shared"] = Field(
+        "same",
+        description="the masked patches' head: of the same sizes (same), the DINO head itself (shared), or sizes",
+    )
+    prototype_layer: Literal["weight_norm", "linear"] = Field(
+        "weight_norm", description="last layer of the heads: weight-normalised (DINOv2) or plain (DINOv3)"
+    )
     dino_weight: float = Field(1.0, ge=0, description="weight of the image-level loss")
     ibot_weight: float = Field(1.0, ge=0, description="weight of the masked-patch loss")
     koleo_weight: float = Field(0.1, ge=0, description="weight of the KoLeo regulariser")
+    koleo_group: int | None = Field(
+        None, gt=1, description="images of a slot among which KoLeo looks for neighbours (DINOv3: 16); null is the slot"
+    )
+    koleo_neighbours: int = Field(1, ge=1, description="nearest neighbours that KoLeo pushes away from")
+    gram: GramConfig | None = Field(None, description="Gram anchoring; null is none")
     student_temperature: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temperature: float = Field(0.07, gt=0, description="temperature of the targets after the warm-up")
     teacher_temperature_start: float = Field(0.04, gt=0, description="temperature of the targets at step 0")
     teacher_temperature_warmup_steps: int = Field(37500, ge=0, description="steps of the linear warm-up")
+    centring: Literal["sinkhorn_knopp", "softmax"] = Field(
+        "sinkhorn_knopp", description="what keeps targets spread over the prototypes"
+    )
     sinkhorn_iterations: int = Field(3, ge=1, description="Sinkhorn-Knopp iterations over the global batch")
+    centre_momentum: Fraction = Field(0.9, description="momentum of the centre of softmax centring")
     mask_probability: Fraction = Field(0.5, description="share of a slot's global crops that are masked")
     mask_ratio: Range = Field((0.1, 0.5), description="share of a masked crop's patches that is masked: from, to")
+
+    @property
+    def dino_head_sizes(self) -> HeadConfig:
+        """Sizes of the DINO head."""
+        return HeadConfig(prototypes=self.prototypes, hidden=self.head_hidden, bottleneck=self.head_bottleneck)
+
+    @property
+    def ibot_head_sizes(self) -> HeadConfig:
+        """Sizes of the head of the masked patches."""
+        return self.ibot_head if isinstance(self.ibot_head, HeadConfig) else self.dino_head_sizes
 
     @field_validator("mask_ratio", mode="before")
     @classmethod
@@ -106,6 +153,17 @@ class TrainingConfig(Section):
     ema_momentum: float = Field(0.992, ge=0, le=1, description="teacher momentum at step 0; a cosine brings it to 1")
     zero_stage: Literal[1, 2] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="compute precision; parameters stay fp32")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "selective",
+        description="what the backward pass recomputes instead of keeping: nothing, what is cheap to recompute, or "
+        "whole blocks",
+    )
+    compile: bool = Field(False, description="compile each block with torch.compile")
+    nonfinite_steps: int = Field(
+        2,
+        ge=0,
+        description="consecutive steps with a loss or gradient that is not finite which are left out; one more stops",
+    )
 
     @model_validator(mode="after")
     def _slots_are_whole(self) -> Self:
@@ -170,6 +228,31 @@ class PretrainRecipe(Section):
                 f"{self.scaling.workers} workers were asked for, but a step has only {self.training.slots} slots "
                 "(global_batch / slot_batch)",
                 f"Set scaling.workers to at most {self.training.slots}, or lower training.slot_batch",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_hold_rgb(self) -> Self:
+        if self.model.channels != 3:
+            raise InvalidValueError(
+                f"model.channels is {self.model.channels}, but the images of a dataset are read as 3 channels",
+                "Leave model.channels at 3; heliostat.load_backbone inflates trained weights to other channels",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _koleo_groups_fill_the_slot(self) -> Self:
+        group, slot = self.objective.koleo_group, self.training.slot_batch
+        if group is not None and slot % group:
+            raise InvalidValueError(
+                f"objective.koleo_group {group} does not divide training.slot_batch {slot}",
+                "Set objective.koleo_group to a divisor, or to null",
+            )
+        if self.objective.koleo_neighbours >= (group or slot) and slot > 1:
+            raise InvalidValueError(
+                f"objective.koleo_neighbours {self.objective.koleo_neighbours} is not below the {group or slot} images "
+                "among which they are sought",
+                f"Set objective.koleo_neighbours to at most {(group or slot) - 1}",
             )
         return self
 
