@@ -5,15 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heliostat.checkpoint.log import CommitLog
-from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.checkpoint.verify import newest_good
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.errors import CorruptCheckpointError, NoCheckpointError
 from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.models.weights.backbone import build
+from heliostat.models.weights.runs import read_teacher
 from heliostat.objectives.networks import Network
 from heliostat.storage import Store
-from heliostat.training.state import check_fits, load_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +46,8 @@ def newest_teacher(run: Store, recipe: PretrainRecipe) -> TrainedTeacher:
     Raises:
         NoCheckpointError: nothing was committed yet.
     """
-    try:
-        return _newest_teacher(run, recipe, verify_bytes=False)
-    except CorruptCheckpointError:  # found while reading, or retired meanwhile: choose again, reading every byte
-        return _newest_teacher(run, recipe, verify_bytes=True)
-
-
-def _newest_teacher(run: Store, recipe: PretrainRecipe, verify_bytes: bool) -> TrainedTeacher:
-    choice = newest_good(run, CommitLog(run).read(), verify_bytes)
-    if choice is None:
-        raise NoCheckpointError(f"run {recipe.name!r} has committed no checkpoint yet", "Wait for the first one")
-    network = Network(recipe)
-    check_fits(choice.manifest, network)
-    load_teacher(CheckpointReader(run, choice.manifest), network)
-    return TrainedTeacher(network.backbone.eval(), choice.manifest.step)
+    weights, step = read_teacher(run, recipe)
+    return TrainedTeacher(build(weights), step)
 
 
 @torch.inference_mode()

@@ -36,7 +36,12 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── CorruptCheckpointError       HS-CKPT-001
 │   ├── IncompatibleCheckpointError  HS-CKPT-002
 │   ├── NoCheckpointError            HS-CKPT-003
-│   └── CorruptLogError              HS-CKPT-004
+│   ├── CorruptLogError              HS-CKPT-004
+│   ├── WeightsNotFoundError         HS-CKPT-005
+│   ├── UnreadableWeightsError       HS-CKPT-006
+│   ├── UnsupportedExportError       HS-CKPT-007
+│   ├── ExportExistsError            HS-CKPT-008
+│   └── ExportMismatchError          HS-CKPT-009
 ├── RunError                         HS-RUN-…   a run that cannot go on
 │   ├── FencedError                  HS-RUN-001  a newer attempt holds the lease
 │   ├── NonFiniteLossError           HS-RUN-002
@@ -289,6 +294,36 @@ class CorruptLogError(CheckpointError):
     """The commit log of a run misses an entry, or holds one that cannot be read."""
 
     code = "HS-CKPT-004"
+
+
+class WeightsNotFoundError(CheckpointError):
+    """No weights at this path, and none of this name."""
+
+    code = "HS-CKPT-005"
+
+
+class UnreadableWeightsError(CheckpointError):
+    """A file of weights that is broken, hostile or in no known format; nothing of it was used."""
+
+    code = "HS-CKPT-006"
+
+
+class UnsupportedExportError(CheckpointError):
+    """The format cannot hold this model."""
+
+    code = "HS-CKPT-007"
+
+
+class ExportExistsError(CheckpointError):
+    """The export would overwrite files."""
+
+    code = "HS-CKPT-008"
+
+
+class ExportMismatchError(CheckpointError):
+    """What was exported does not compute what the model computes; nothing was kept."""
+
+    code = "HS-CKPT-009"
 
 
 class RunError(HeliostatError):

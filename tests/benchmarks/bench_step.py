@@ -1,268 +1,186 @@
 """The training step: ``TrainingStep`` with ``PlainEngine`` beside a plain reference of the same mathematics.
 
-Both start from the same weights and take the same prepared slot, so that loading data is not measured. Before anything
-is timed, loss terms and gradient norms of some steps must agree; else there is no result.
+Both start from the same weights and take the same prepared slot, so that loading data is not measured. Each runs in a
+process of its own, and they take turns. Before anything is timed, loss terms and gradient norms of three steps must
+agree; else there is no result.
 
-Ratios (ours over the reference, larger is better):
-    fp32_speed, bf16_speed: steps per second.
-    memory_131k: peak memory at 131,072 prototypes; not measured here yet.
+Ratios:
+    fp32_speed, bf16_speed: time of the reference over ours, ViT-S/14 at 65,536 shared prototypes with softmax centring.
+        Void (null, with a note) where the reference reaches less than 45 % (fp32) or 35 % (bf16) of the rate of
+        ``torch.matmul``, the faster of a square product and one of the step's own: it would be a straw man.
+    memory_131k: peak memory of ours over the reference's, in fp32 at 131,072 prototypes, two heads, Sinkhorn-Knopp:
+        smaller is better. Peaks are whole processes, Python and libraries included.
+
+All workers have the environment that the platform gives its own, allocator settings included: ratios compare
+implementations. ``reference_default_allocator_*`` (images/s) is the reference as a script that sets nothing.
 
 Floor: no step can be faster than its floating-point operations at the machine's rate of matrix multiplication, which is
-measured in the same turns, in the same precision. ``floor_fraction`` is the share of that rate that our bf16 step
-reaches (bf16 is the default of a recipe); ``details.gemm_fraction`` has all four. Operations are those of the
-reference's step, counted by PyTorch: work that an implementation repeats or saves does not change the floor.
+measured in the same turns and precision. ``floor_fraction`` is the share that our bf16 step reaches (bf16 is the
+default of a recipe) of the fastest rate of any operator; ``details.fastest_gemm_fraction`` has all four, and
+``details.gemm_fraction`` the shares of ``torch.matmul``'s rate. Operations are those of the plain step: what an
+implementation saves or repeats does not change the floor. The floor of memory (``floor_gib``) is parameters, gradients,
+two moments and the teacher, in fp32, and what a process holds before it builds anything.
+
+With a GPU, ViT-L/14 in bf16 there (``details.gpu``): the reference, ours, and ours compiled.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from frame import RUNS, BenchResult, Spread, in_turns, run_bench, significant, tell
-from heliostat.config.pretrain import PretrainRecipe
-from heliostat.data.draws import Draws
-from heliostat.models.normalise import normalise
-from heliostat.objectives.masking import draw_drops, draw_masks
-from heliostat.objectives.networks import Network, SlotBatch
-from heliostat.training.engine import PlainEngine
-from heliostat.training.phases import PhaseClock
-from heliostat.training.step import TrainingStep
-from reference_step import ReferenceStep
+from frame import RUNS, BenchResult, run_bench, significant, tell
+from step_figures import Figures, size_details
+from step_processes import WorkerFailedError, plain_environment, platform_environment
+from step_sizes import PRECISIONS, SIZES, Precision, Size
+from step_turns import Candidates, Plan, Progress, compare, measure_plan, platform_plan, standard_candidates
 
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_GEMM_SIDE = 2048
-_GEMM_REPEATS = 4
-_COMPARED_STEPS = 3
-_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
-"""Relative, on loss terms and gradient norms: rounding differs, and bf16 keeps eight bits."""
+QUICK, SPEED, MEMORY, GPU = "demo", "vit_s14_65k", "vit_s14_131k", "vit_l14"
+_MEMORY_RUNS = 3
+_PLAIN_RUNS = 2
+_GPU_ABSENT = "No GPU: ViT-L/14 in bf16 was not measured."
+
+BySize = Mapping[str, Mapping[Precision, Figures]]
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What a step is measured on; one slot per step."""
-
-    arch: str
-    embed_dim: int
-    depth: int
-    heads: int
-    patch_px: int
-    global_px: int
-    local_px: int
-    local_count: int
-    images: int
-    prototypes: int
-    head_hidden: int
-    head_bottleneck: int
-    drop_path: float
-    steps_per_turn: int
-
-    def recipe(self, precision: Precision) -> PretrainRecipe:
-        """The recipe of this size."""
-        return PretrainRecipe.model_validate(
-            {
-                "kind": "pretrain",
-                "name": "bench",
-                "dataset": {"name": "bench"},
-                "model": {name: getattr(self, name) for name in _MODEL_KEYS} | {"layer_scale": 1.0},
-                "augmentation": {name: getattr(self, name) for name in ("global_px", "local_px", "local_count")},
-                "objective": {
-                    "prototypes": self.prototypes,
-                    "head_hidden": self.head_hidden,
-                    "head_bottleneck": self.head_bottleneck,
-                },
-                "training": {
-                    "steps": 1000,
-                    "global_batch": self.images,
-                    "slot_batch": self.images,
-                    "warmup_steps": 0,
-                    "freeze_prototypes_steps": 0,
-                    "precision": precision,
-                },
-            }
-        )
+def plain_plan(name: str, size: Size, precision: Precision) -> Plan:
+    """The reference alone, in a plain script's environment, after one step to warm up."""
+    label = f"{name} {precision} default allocator"
+    candidates: Candidates = {"reference": ("reference", size)}
+    return Plan(label, size, precision, candidates, plain_environment(), _PLAIN_RUNS, compared_steps=1)
 
 
-_MODEL_KEYS = ("arch", "embed_dim", "depth", "heads", "patch_px", "drop_path")
+def measure_sizes(
+    sizes: Mapping[str, tuple[Size, int]], precisions: Sequence[Precision] = PRECISIONS
+) -> dict[str, dict[Precision, Figures]]:
+    """Measure sizes, each in as many turns as said.
 
-SIZES = {
-    # arch, width, depth, heads, patch, crops (px, px, local), images, prototypes, hidden, bottleneck, drop, steps
-    "demo": Size("custom", 128, 4, 4, 8, 48, 24, 4, 32, 512, 256, 64, 0.3, 4),
-    "vit_s14_65k": Size("vit_s", 384, 12, 6, 14, 224, 98, 8, 8, 65536, 2048, 256, 0.3, 1),
-}
-QUICK, FULL = "demo", "vit_s14_65k"
-
-
-def prepared_slot(recipe: PretrainRecipe, seed: int = 0) -> SlotBatch:
-    """A slot of smooth noise, with the masks and drops of the recipe."""
-    rng = np.random.default_rng(seed)
-    augmentation, images = recipe.augmentation, recipe.training.slot_batch
-
-    def crops(count: int, px: int) -> Tensor:
-        coarse = torch.from_numpy(rng.integers(0, 256, (count, 3, 6, 6)).astype(np.float32))
-        smooth = torch.nn.functional.interpolate(coarse, size=(px, px), mode="bilinear")
-        return normalise(smooth.byte().permute(0, 2, 3, 1).contiguous().numpy())
-
-    objective = recipe.objective
-    grid = augmentation.global_px // recipe.model.patch_px
-    groups = (2 * images, augmentation.local_count * images)
-    return SlotBatch(
-        global_crops=crops(groups[0], augmentation.global_px),
-        local_crops=crops(groups[1], augmentation.local_px),
-        masks=draw_masks(Draws(seed, "mask", 0, 0), groups[0], grid, objective.mask_probability, objective.mask_ratio),
-        drops=draw_drops(seed, 0, 0, recipe.model.depth, groups, recipe.model.drop_path),
-    )
+    One precision after the other: four implementations at once need more memory than a small machine has.
+    """
+    plans = {
+        (name, precision): (platform_plan(name, size, precision, runs), plain_plan(name, size, precision))
+        for name, (size, runs) in sizes.items()
+        for precision in precisions
+    }
+    progress = Progress(sum(plan.work for pair in plans.values() for plan in pair))
+    figures: dict[str, dict[Precision, Figures]] = {}
+    for (name, precision), (beside, alone) in plans.items():
+        found = measure_plan(beside, progress)
+        figures.setdefault(name, {})[precision] = Figures(found, measure_plan(alone, progress))
+    return figures
 
 
-class _Stepper:
-    """One implementation in one precision, from step 0 on."""
+def measure_gpu(size: Size, compiled_size: Size, device: str = "cuda", runs: int = RUNS) -> dict[str, Any]:
+    """Ours beside the reference in bf16 on a GPU, then ours at the size that says to compile; the three agree.
 
-    def __init__(self, advance: Callable[[int], tuple[dict[str, float], dict[str, float]]]) -> None:
-        self._advance = advance
-        self._step = 0
-
-    def run(self, steps: int) -> dict[str, float]:
-        """Some steps; what the last one told."""
-        told: dict[str, float] = {}
-        for _ in range(steps):
-            terms, norms = self._advance(self._step)
-            told = {**terms, **{f"norm of {name}": norm for name, norm in norms.items()}}
-            self._step += 1
-        return told
-
-
-def ours(recipe: PretrainRecipe, slot: SlotBatch) -> _Stepper:
-    """The product's step."""
-    student, teacher = Network(recipe), Network(recipe)
-    student.init_weights(recipe.seed)
-    teacher.load_state_dict(student.state_dict())
-    training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher, PhaseClock())
-
-    def advance(step: int) -> tuple[dict[str, float], dict[str, float]]:
-        result = training.run(step, [slot])
-        return result.terms, result.gradient_norms
-
-    return _Stepper(advance)
-
-
-def reference(recipe: PretrainRecipe, slot: SlotBatch) -> _Stepper:
-    """The plain step."""
-    start = Network(recipe)
-    start.init_weights(recipe.seed)
-    plain = ReferenceStep(recipe, start.state_dict())
-    return _Stepper(lambda step: plain.run(step, slot))
-
-
-def count_flops(recipe: PretrainRecipe, slot: SlotBatch) -> int:
-    """Floating-point operations of one step: matrix products and convolutions, forward and backward."""
-    stepper = reference(recipe, slot)
-    # The counter does not know the fused attention of CPUs; the plain one is made of products that it knows.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        stepper.run(1)
-    return int(counter.get_total_flops())
-
-
-def largest_difference(mine: dict[str, float], theirs: dict[str, float]) -> float:
-    """The largest relative difference of what two steps told."""
-    return max(abs(mine[name] - theirs[name]) / max(abs(theirs[name]), 1e-6) for name in theirs)
-
-
-def measure_size(size: Size, runs: int = RUNS) -> BenchResult:
-    """Measure both implementations in both precisions on one size.
+    Compiled is measured after the others have ended: three at once need more memory than a GPU of 80 GiB has.
 
     Raises:
-        ValueError: the two do not compute the same.
+        DisagreementError: they do not.
+        WorkerFailedError: one failed, for want of memory for instance.
     """
-    recipes = {precision: size.recipe(precision) for precision in PRECISIONS}
-    slot = prepared_slot(recipes["fp32"])
-    flops = count_flops(recipes["fp32"], slot)
-    tell(f"{flops / 1e9:.4g} GFLOP per step, {torch.get_num_threads()} threads")
-    steppers = {
-        f"{name}_{precision}": make(recipes[precision], slot)
-        for precision in PRECISIONS
-        for name, make in (("ours", ours), ("reference", reference))
-    }
-    differences = {precision: _compare(steppers, precision) for precision in PRECISIONS}
-    candidates: dict[str, Callable[[], object]] = {
-        name: lambda stepper=stepper: stepper.run(size.steps_per_turn)  # type: ignore[misc]
-        for name, stepper in steppers.items()
-    }
-    candidates |= {f"gemm_{precision}": _gemm(_DTYPES[precision]) for precision in PRECISIONS}
-    costs = in_turns(candidates, runs=runs)
-    return _result(size, flops, costs, differences)
+    environment = platform_environment(device)
+    compiled: Candidates = {"ours_compiled": ("ours", compiled_size), "gemm": ("gemm", size)}
+    plans = [
+        Plan("GPU bf16", size, "bf16", standard_candidates(size), environment, runs, device),
+        Plan("GPU bf16 compiled", size, "bf16", compiled, environment, runs, device),
+    ]
+    progress = Progress(sum(plan.work for plan in plans))
+    eager, after = (Figures(measure_plan(plan, progress)) for plan in plans)
+    told = {"reference": eager.found.told["reference"], "ours_compiled": after.found.told["ours_compiled"]}
+    difference = compare(told, after.found.plan)
+    compiled_shares = after.fractions(after.matmul_rate())
+    details = eager.details()
+    details["images_per_s"] |= {name: significant(rate.median) for name, rate in after.images_per_s().items()}
+    details["memory"] |= after.memory()
+    details["gemm_fraction"] |= {name: significant(share) for name, share in compiled_shares.items()}
+    details["largest_difference_compiled"] = significant(difference or 0.0)
+    return details | {"size": asdict(size), "measured": eager.measured() | after.measured()}
 
 
-def _compare(steppers: dict[str, _Stepper], precision: Precision) -> float:
-    difference = 0.0
-    for step in range(_COMPARED_STEPS):
-        told = [steppers[f"{name}_{precision}"].run(1) for name in ("ours", "reference")]
-        difference = max(difference, largest_difference(*told))
-        if not difference <= _TOLERANCE[precision]:
-            raise ValueError(f"at step {step} in {precision} ours and the reference differ: {told[0]} and {told[1]}")
-    tell(f"{precision}: ours and the reference agree to {difference:.1e} over {_COMPARED_STEPS} steps")
-    return difference
-
-
-def _gemm(dtype: torch.dtype) -> Callable[[], None]:
-    left, right = (torch.randn(_GEMM_SIDE, _GEMM_SIDE).to(dtype) for _ in range(2))
-
-    def run() -> None:
-        for _ in range(_GEMM_REPEATS):
-            left @ right
-
-    return run
-
-
-def _result(size: Size, flops: int, costs: dict[str, Spread], differences: dict[Precision, float]) -> BenchResult:
-    gemm_flops = 2 * _GEMM_SIDE**3 * _GEMM_REPEATS
-    rates = {
-        name: spread.per((gemm_flops if name.startswith("gemm") else flops * size.steps_per_turn) / 1e9)
-        for name, spread in costs.items()
-    }
-    fractions = {
-        name: rate.over(rates[f"gemm_{name.rpartition('_')[2]}"]).median
-        for name, rate in rates.items()
-        if not name.startswith("gemm")
-    }
-    measured: dict[str, Any] = {}
-    for name, spread in costs.items():
-        if name.startswith("gemm"):
-            measured[name] = rates[name].summary("GFLOP/s")
-        else:
-            measured[name] = spread.per(size.images * size.steps_per_turn).summary("images/s")
-    speeds = {precision: costs[f"reference_{precision}"].over(costs[f"ours_{precision}"]) for precision in PRECISIONS}
-    measured |= {f"{precision}_speed": speed.summary("ratio") for precision, speed in speeds.items()}
-    return BenchResult(
-        bench="step",
-        ratios={
-            **{f"{precision}_speed": speed.median for precision, speed in speeds.items()},
-            "memory_131k": None,
-        },
-        floor_fraction=fractions["ours_bf16"],
-        details={
-            "size": asdict(size),
-            "gflop_per_step": significant(flops / 1e9),
-            "threads": torch.get_num_threads(),
-            "gemm_fraction": {name: significant(fraction) for name, fraction in fractions.items()},
-            "largest_difference": {name: significant(value) for name, value in differences.items()},
-            "measured": measured,
-        },
-    )
+def _gpu_part() -> tuple[dict[str, Any] | None, str]:
+    if not torch.cuda.is_available():
+        return None, _GPU_ABSENT
+    try:
+        found = measure_gpu(SIZES[GPU], replace(SIZES[GPU], compile=True))
+    except WorkerFailedError as error:  # too small a GPU must not cost the rest
+        tell(f"GPU: {error}")
+        return None, f"The part on the GPU failed: {error}."
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in found["gemm_fraction"].items())
+    return found, f"On the GPU, {GPU} in bf16, share of the matmul rate: {shares}."
 
 
 def measure(quick: bool) -> BenchResult:
     """The bench."""
-    name = QUICK if quick else FULL
-    result = measure_size(SIZES[name])
-    fractions = result.details["gemm_fraction"]
-    note = f"Size {name}. Share of the GEMM rate: " + ", ".join(f"{each} {fractions[each]:.2f}" for each in fractions)
-    return BenchResult(result.bench, result.ratios, result.floor_fraction, {**result.details, "notes": [f"{note}."]})
+    if quick:
+        return result(measure_sizes({QUICK: (SIZES[QUICK], RUNS)}), QUICK, None, "Quick: no GPU part, no ratios.")
+    gpu, note = _gpu_part()  # first: if it fails for good, it fails early
+    figures = measure_sizes({SPEED: (SIZES[SPEED], RUNS), MEMORY: (SIZES[MEMORY], _MEMORY_RUNS)})
+    return result(figures, SPEED, gpu, note)
+
+
+def result(by_size: BySize, shown: str, gpu: dict[str, Any] | None, gpu_note: str) -> BenchResult:
+    """The result; ``shown`` is the size whose shares are told first."""
+    notes = [_shares_note(shown, by_size[shown])]
+    ratios: dict[str, float | None] = {"fp32_speed": None, "bf16_speed": None, "memory_131k": None}
+    floor = None
+    if SPEED in by_size:
+        for precision, each in by_size[SPEED].items():
+            ratios[f"{precision}_speed"], reason = each.judged_speed()
+            notes += [reason] if reason else []
+        bf16 = by_size[SPEED]["bf16"]
+        floor = bf16.fractions(bf16.fastest_rate())["ours"]
+    if MEMORY in by_size:
+        ratios["memory_131k"] = by_size[MEMORY]["fp32"].memory_ratio()
+        notes.append(_memory_note(by_size[MEMORY]))
+    measured = {
+        name: row for size in by_size.values() for each in size.values() for name, row in each.measured().items()
+    }
+    details = _first_details(by_size[shown]) | {
+        "sizes": {name: size_details(each) for name, each in by_size.items()},
+        "gpu": gpu and {name: value for name, value in gpu.items() if name != "measured"},
+        "measured": measured | (gpu["measured"] if gpu else {}),
+        "notes": [*notes, gpu_note],
+    }
+    return BenchResult("step", ratios, floor, details)
+
+
+def _first_details(figures: Mapping[Precision, Figures]) -> dict[str, Any]:
+    """What is looked for first, of the size that is shown."""
+    by_precision = {precision: each.details() for precision, each in figures.items()}
+    flat: dict[str, Any] = {
+        share: {
+            f"{name}_{precision}": value
+            for precision, each in by_precision.items()
+            for name, value in each[share].items()
+        }
+        for share in ("gemm_fraction", "fastest_gemm_fraction")
+    }
+    for precision, each in by_precision.items():
+        flat[f"reference_default_allocator_{precision}"] = each["images_per_s"]["reference_default_allocator"]
+    return flat
+
+
+def _shares_note(name: str, figures: Mapping[Precision, Figures]) -> str:
+    shares = [
+        f"{each} {precision} {share:.2f}"
+        for precision, one in figures.items()
+        for each, share in one.fractions(one.matmul_rate()).items()
+    ]
+    return f"Size {name}. Share of torch.matmul's rate: {', '.join(shares)}."
+
+
+def _memory_note(figures: Mapping[Precision, Figures]) -> str:
+    parts = []
+    for precision, each in figures.items():
+        memory = each.memory()
+        ours, theirs, plain = (memory[name] for name in ("ours", "reference", "reference_default_allocator"))
+        parts.append(
+            f"{precision} {ours['peak_gib']:.3g} GiB against {theirs['peak_gib']:.3g} (with the default allocator "
+            f"{plain['peak_gib']:.3g}); {ours['floor_gib']:.3g} GiB is the floor"
+        )
+    return f"Peak memory at 131,072 prototypes: {'; '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The training step of DINOv2 once more, as plainly as it can be written: the peer of bench_step.py.
 
 The same mathematics from the same weights, written from the paper and the specification and sharing no computation with
-the product: one forward pass per group of equally large crops, no packing; logits of all tokens at once; Sinkhorn-Knopp
-on the dense matrix; fp32 targets that are kept. Only arithmetic on a few numbers is the product's: schedules and the
-rules of the parameter groups. Parameters have the product's names, so that weights can be copied.
+the product: one forward pass per group of equally large crops, no packing; logits of all tokens at once; targets by
+Sinkhorn-Knopp on the dense matrix or by softmax centring, in fp32, kept. The operators are torch's usual ones, fused
+where torch fuses them. Only arithmetic on a few numbers is the product's: schedules and the rules of the parameter
+groups. Parameters have the product's names, so that weights can be copied.
 
 Legend: B crops of a group, I images, N tokens, D width, H heads, E width of a head, M masked tokens, Z bottleneck
 width, K prototypes.
@@ -15,15 +16,14 @@ from torch import Tensor, nn
 
 from heliostat.config.model import ModelConfig
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.models.vit import DropPlan
+from heliostat.models.block import DropPlan
+from heliostat.objectives.groups import GroupRule, parameter_groups
 from heliostat.objectives.networks import SlotBatch
-from heliostat.training.groups import GroupRule, parameter_groups
-from heliostat.training.schedules import values_at
+from heliostat.objectives.schedules import values_at
 
 _LAYER_NORM_EPS = 1e-6
 _KOLEO_EPS = 1e-8
 _POSITION_OFFSET = 0.1
-SUB_MODULES = ("backbone", "dino_head", "ibot_head")
 
 
 class _Attention(nn.Module):
@@ -146,8 +146,8 @@ class _Head(nn.Module):
         self.last_layer = _Prototypes(bottleneck, prototypes)
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        v_KZ = self.last_layer.weight_v
-        weight_KZ = self.last_layer.weight_g * v_KZ / v_KZ.norm(dim=1, keepdim=True)
+        # The operator behind torch.nn.utils.weight_norm: one kernel forward, one backward.
+        weight_KZ = torch._weight_norm(self.last_layer.weight_v, self.last_layer.weight_g, 0)
         return F.linear(F.normalize(self.mlp(x_MD), dim=-1), weight_KZ)
 
 
@@ -158,22 +158,35 @@ class _Network(nn.Module):
         sizes = (model.embed_dim, objective.head_hidden, objective.head_bottleneck, objective.prototypes)
         self.backbone = _Backbone(model, recipe.augmentation.global_px // model.patch_px)
         self.dino_head = _Head(*sizes)
-        self.ibot_head = _Head(*sizes)
+        if objective.ibot_head != "shared":
+            self.ibot_head = _Head(*sizes)
+        self._is_shared = objective.ibot_head == "shared"
+
+    def logits(self, cls_BD: Tensor, masked_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of class tokens and of masked patches, each head called once."""
+        if not self._is_shared:
+            return self.dino_head(cls_BD), self.ibot_head(masked_MD)
+        cls_BK, masked_MK = self.dino_head(torch.cat([cls_BD, masked_MD])).split([len(cls_BD), len(masked_MD)])
+        return cls_BK, masked_MK
 
 
 class ReferenceStep:
     """Student, teacher and optimizer, advanced a step at a time on one slot.
 
     Args:
-        recipe: with one slot per step and no registers.
+        recipe: with one slot per step, a plain ViT without registers, and heads of equal sizes or a shared one.
         weights: the state dict of a product's network, to start both from.
+        device: where to compute.
     """
 
-    def __init__(self, recipe: PretrainRecipe, weights: dict[str, Tensor]) -> None:
+    def __init__(self, recipe: PretrainRecipe, weights: dict[str, Tensor], device: str = "cpu") -> None:
         self._recipe = recipe
         self.student, self.teacher = _Network(recipe), _Network(recipe).requires_grad_(False)
-        self.student.load_state_dict(weights)
-        self.teacher.load_state_dict(weights)
+        for network in (self.student, self.teacher):
+            network.load_state_dict(weights)
+            network.to(device)
+        prototypes = recipe.objective.prototypes
+        self.centres = {name: torch.zeros(prototypes, device=device) for name in ("dino", "ibot")}
         groups = parameter_groups(self.student, recipe.model.depth, recipe.training)
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
 
@@ -186,8 +199,8 @@ class ReferenceStep:
             terms = self._losses(slot, *targets)
         terms["loss"].backward()
         norms = {
-            name: float(nn.utils.clip_grad_norm_(getattr(self.student, name).parameters(), training.clip_norm))
-            for name in SUB_MODULES
+            name: float(nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm))
+            for name, module in self.student.named_children()
         }
         for group in self._optimizer.param_groups:
             rule: GroupRule = group["rule"]
@@ -199,28 +212,32 @@ class ReferenceStep:
 
     @torch.no_grad()
     def _targets(self, slot: SlotBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        objective = self._recipe.objective
         tokens = self.teacher.backbone(slot.global_crops, None, None, 0)
-        iterations = self._recipe.objective.sinkhorn_iterations
-        cls = sinkhorn_knopp(self.teacher.dino_head(tokens[:, 0]), temperature, iterations)
-        masked = sinkhorn_knopp(self.teacher.ibot_head(tokens[:, 1:][slot.masks]), temperature, iterations)
-        return cls, masked
+        cls_BK, masked_MK = self.teacher.logits(tokens[:, 0], tokens[:, 1:][slot.masks])
+        if objective.centring == "softmax":
+            return self._centred("dino", cls_BK, temperature), self._centred("ibot", masked_MK, temperature)
+        iterations = objective.sinkhorn_iterations
+        return sinkhorn_knopp(cls_BK, temperature, iterations), sinkhorn_knopp(masked_MK, temperature, iterations)
+
+    def _centred(self, name: str, logits_MK: Tensor, temperature: float) -> Tensor:
+        """Targets by the centre of the steps before; it then moves towards the mean of these logits."""
+        centre_K = self.centres[name]
+        targets_MK = F.softmax((logits_MK.float() - centre_K) / temperature, dim=-1)
+        centre_K.lerp_(logits_MK.float().mean(0), 1 - self._recipe.objective.centre_momentum)
+        return targets_MK
 
     def _losses(self, slot: SlotBatch, cls_targets_BK: Tensor, masked_targets_MK: Tensor) -> dict[str, Tensor]:
         objective = self._recipe.objective
         images = len(slot.global_crops) // 2
         whole = self.student.backbone(slot.global_crops, slot.masks, slot.drops, 0)
         local = self.student.backbone(slot.local_crops, None, slot.drops, 1)
-        log_whole, log_local, log_masked = (
-            F.log_softmax(head(x).float() / objective.student_temperature, dim=-1)
-            for head, x in (
-                (self.student.dino_head, whole[:, 0]),
-                (self.student.dino_head, local[:, 0]),
-                (self.student.ibot_head, whole[:, 1:][slot.masks]),
-            )
-        )
+        logits = self.student.logits(torch.cat([whole[:, 0], local[:, 0]]), whole[:, 1:][slot.masks])
+        log_cls, log_masked = (F.log_softmax(each.float() / objective.student_temperature, dim=-1) for each in logits)
+        crops = log_cls.split(images)
         first, second = cls_targets_BK.chunk(2)
-        pairs = [(first, log_whole[images:]), (second, log_whole[:images])]
-        pairs += [(target, crop) for crop in log_local.split(images) for target in (first, second)]
+        pairs = [(first, crops[1]), (second, crops[0])]
+        pairs += [(target, crop) for crop in crops[2:] for target in (first, second)]
         dino = torch.stack([-(target * crop).sum(-1).mean() for target, crop in pairs]).mean()
         per_token = -(masked_targets_MK * log_masked).sum(-1)
         weights = (1 / slot.masks.sum(1).clamp(min=1))[:, None].expand_as(slot.masks)[slot.masks]
@@ -247,7 +264,8 @@ def sinkhorn_knopp(logits_MK: Tensor, temperature: float, iterations: int) -> Te
         q_KM /= prototypes
         q_KM /= q_KM.sum(dim=0, keepdim=True)
         q_KM /= tokens
-    return (q_KM * tokens).T
+    q_KM *= tokens
+    return q_KM.T
 
 
 def _koleo(cls_ID: Tensor) -> Tensor:

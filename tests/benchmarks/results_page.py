@@ -6,6 +6,8 @@ from typing import Any
 
 from frame import BenchResult, describe, table
 
+_SECTION = "\n## Machine: "
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -15,31 +17,56 @@ class Failure:
     reason: str
 
 
-def results_page(facts: Mapping[str, Any], found: Sequence[BenchResult | Failure], quick: bool) -> str:
-    """The whole page, in Markdown."""
-    mode = "Quick runs: small sizes, for a look only; `make bench` measures." if quick else "Full runs."
-    head = [
-        "# Benchmark results",
-        f"Written by `make bench`. {mode} Medians with the smallest and the largest run; candidates were measured in "
-        "turns in one process. What a ratio means is said at the top of its `bench_<area>.py`.",
-        _machine_table(facts),
-    ]
-    sections = [_section(each) for each in found]
-    lines = [each.to_json() for each in found if isinstance(each, BenchResult)]
-    return "\n\n".join([*head, *sections, "## Results as JSON", "\n".join(["```json", *lines, "```"])]) + "\n"
+def machine_kind(facts: Mapping[str, Any]) -> str:
+    """What the page has one section of: the GPU's name, or ``CPU`` without one."""
+    return facts["gpu"] or "CPU"
 
 
-def durations_of(page: str, quick: bool) -> dict[str, float]:
-    """Seconds that each bench file took when the page was written in the same mode."""
+def results_page(
+    facts: Mapping[str, Any], found: Sequence[BenchResult | Failure], quick: bool, before: str = ""
+) -> str:
+    """The whole page, in Markdown.
+
+    Args:
+        facts: the machine's.
+        found: what its benches found.
+        quick: whether they were.
+        before: the page that is there; its sections of other kinds of machines stay as they are.
+    """
+    head = (
+        "# Benchmark results\n\nWritten by `make bench`; a section per kind of machine, each from the last run there. "
+        "Medians with the smallest and the largest run; candidates were measured in turns. What a ratio means is said "
+        "at the top of its `bench_<area>.py`."
+    )
+    sections = {**_sections(before), machine_kind(facts): _machine_section(facts, found, quick)}
+    return "\n\n".join([head, *(sections[kind] for kind in sorted(sections))]) + "\n"
+
+
+def durations_of(page: str, quick: bool, kind: str) -> dict[str, float]:
+    """Seconds that each bench file took on this kind of machine, in the same mode."""
     durations: dict[str, float] = {}
-    for line in page.splitlines():
+    for line in _sections(page).get(kind, "").splitlines():
         try:
             result = BenchResult.from_json(line)
-        except ValueError:  # the rest of the page
+        except ValueError:  # the rest of the section
             continue
         if result.details.get("quick") == quick:
             durations[f"bench_{result.bench}"] = float(result.details["duration_s"])
     return durations
+
+
+def _sections(page: str) -> dict[str, str]:
+    """The page's sections by kind of machine."""
+    _, *parts = f"\n{page}".split(_SECTION)
+    return {part.partition("\n")[0]: f"{_SECTION}{part}".strip() for part in parts}
+
+
+def _machine_section(facts: Mapping[str, Any], found: Sequence[BenchResult | Failure], quick: bool) -> str:
+    mode = "Quick runs: small sizes, for a look only; `make bench` measures." if quick else "Full runs."
+    title = f"{_SECTION}{machine_kind(facts)}".strip()
+    lines = [each.to_json() for each in found if isinstance(each, BenchResult)]
+    machine_json = ["### Results as JSON", "\n".join(["```json", *lines, "```"])]
+    return "\n\n".join([title, mode, _machine_table(facts), *(_section(each) for each in found), *machine_json])
 
 
 def _machine_table(facts: Mapping[str, Any]) -> str:
@@ -57,6 +84,6 @@ def _machine_table(facts: Mapping[str, Any]) -> str:
 
 def _section(found: BenchResult | Failure) -> str:
     if isinstance(found, Failure):
-        return f"## {found.bench}\n\n**Failed:** {found.reason}."
+        return f"### {found.bench}\n\n**Failed:** {found.reason}."
     notes = "".join(f"\n\n{note}" for note in found.details.get("notes", ()))
-    return f"## {found.bench}\n\n{describe(found)}{notes}"
+    return f"### {found.bench}\n\n{describe(found)}{notes}"

@@ -1,4 +1,4 @@
-"""Run every bench, each in a process of its own, and write RESULTS.md.
+"""Run every bench, each in a process of its own, and write this kind of machine's section of RESULTS.md.
 
 Command: ``make bench``, or ``python tests/benchmarks/run_all.py --quick``. A bench that fails is named, the others
 still run, and the exit status is 1.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from frame import BenchResult
 from machine import machine_facts
-from results_page import Failure, durations_of, results_page
+from results_page import Failure, durations_of, machine_kind, results_page
 
 FOLDER = Path(__file__).parent
 _HEARTBEAT_S = 15.0
@@ -108,8 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     facts = machine_facts()
     before = flags.output.read_text(encoding="utf-8") if flags.output.exists() else ""
-    found = run_benches(sorted(FOLDER.glob("bench_*.py")), flags.quick, durations_of(before, flags.quick))
-    flags.output.write_text(results_page(facts, found, flags.quick), encoding="utf-8")
+    found = run_benches(
+        sorted(FOLDER.glob("bench_*.py")), flags.quick, durations_of(before, flags.quick, machine_kind(facts))
+    )
+    flags.output.write_text(results_page(facts, found, flags.quick, before), encoding="utf-8")
     failures = [each.bench for each in found if isinstance(each, Failure)]
     print(f"wrote {flags.output}" + (f"; FAILED: {', '.join(failures)}" if failures else ""))
     return 1 if failures else 0

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,28 @@ def test_outlook__expects_what_was_before(expected_s: dict[str, float], eta: str
 
 def test_results_page__shows_machine_tables_failures_and_json() -> None:
     page = results_page(machine_facts(), [FOUND, Failure("bench_b", "exit status 3")], quick=True)
-    for part in ("Quick runs", "python 3.", "## toy", "| speed ", "Toys only.", "**Failed:** exit status 3."):
+    for part in ("Quick runs", "python 3.", "### toy", "| speed ", "Toys only.", "**Failed:** exit status 3."):
         assert part in page
     assert page.splitlines()[-2] == FOUND.to_json()
 
 
-def test_durations_of__reads_the_page_of_the_same_mode() -> None:
-    page = results_page(machine_facts(), [FOUND], quick=True)
-    assert durations_of(page, quick=True) == {"bench_toy": 42.0}
-    assert durations_of(page, quick=False) == durations_of("", quick=True) == {}
+def test_results_page__keeps_what_was_measured_on_other_machines() -> None:
+    here, there = machine_facts() | {"gpu": None}, machine_facts() | {"gpu": "Abacus 9000"}
+    slower = replace(FOUND, ratios={"speed": 0.5})
+    first = results_page(there, [FOUND], quick=False, before="# Some other page\n\n## toy\n")
+    both = results_page(here, [slower], quick=True, before=first)
+    assert both.startswith(first.partition("\n## ")[0]) and "Some other page" not in both
+    assert [line for line in both.splitlines() if line.startswith("## ")] == [
+        "## Machine: Abacus 9000",
+        "## Machine: CPU",
+    ]
+    assert both.index(FOUND.to_json()) < both.index(slower.to_json())
+    assert results_page(here, [slower], quick=True, before=both) == both
+    assert slower.to_json() not in results_page(here, [FOUND], quick=True, before=both)
+
+
+def test_durations_of__reads_the_same_mode_and_kind_of_machine() -> None:
+    page = results_page(machine_facts() | {"gpu": None}, [FOUND], quick=True)
+    assert durations_of(page, quick=True, kind="CPU") == {"bench_toy": 42.0}
+    assert durations_of(page, quick=False, kind="CPU") == {}
+    assert durations_of(page, quick=True, kind="Abacus 9000") == durations_of("", quick=True, kind="CPU") == {}

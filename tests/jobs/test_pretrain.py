@@ -19,15 +19,14 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.manifest import dataset_store, load_manifest
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import Samples, SampleSource, WorkerShare
+from heliostat.objectives.engine import PlainEngine
+from heliostat.objectives.step import TrainingStep
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store, sample_order
-from heliostat.training.engine import PlainEngine
 from heliostat.training.feed import prepare_step, slot_batch
 from heliostat.training.ledger import EMPTY, next_digest, slot_digest
-from heliostat.training.phases import PhaseClock
-from heliostat.training.step import TrainingStep
 from heliostat_jobs.runs import load_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -49,7 +48,7 @@ def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.
     plan = SlotPlan(recipe.training.slots, 1)
     share = WorkerShare(plan, 0, recipe.training.slot_batch)
     student, teacher = new_networks(recipe)
-    training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher, PhaseClock())
+    training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher)
     losses, digest = [], EMPTY
     for step in range(recipe.training.steps):
         positions = share.positions(step)

@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,16 +24,15 @@ from heliostat.data.order import SampleOrder
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import Samples, WorkerShare
 from heliostat.objectives.networks import Network
+from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import StepInput, prepare_step, slot_batch
-from heliostat.training.phases import PhaseClock
-from heliostat.training.step import TrainingStep
 
 CPU_DEVICE = torch.device("cpu")
 IMAGES = 96
 ORDER = SampleOrder("ab" * 32, seed=7, group_rows=(16,) * 6, window_groups=2)
 
 
-def tiny_recipe(**training: Any) -> PretrainRecipe:
+def tiny_recipe(objective: Mapping[str, Any] | None = None, **training: Any) -> PretrainRecipe:
     """A ViT of two blocks that learns within a few steps; 4 slots of 4 images."""
     return PretrainRecipe.model_validate(
         {
@@ -57,6 +56,7 @@ def tiny_recipe(**training: Any) -> PretrainRecipe:
                 "head_bottleneck": 16,
                 "teacher_temperature": 0.04,
                 "teacher_temperature_warmup_steps": 0,
+                **(objective or {}),
             },
             "training": {
                 "steps": 20,
@@ -108,6 +108,7 @@ class Trace:
     """(step, slot) to digests of its ids, crops and masks."""
     student: dict[str, Tensor] = field(default_factory=dict)
     teacher: dict[str, Tensor] = field(default_factory=dict)
+    """The teacher, and what else all workers hold whole, by ``kind|name``."""
 
 
 def slot_digests(step: StepInput, plan: SlotPlan, rank: int) -> dict[tuple[int, int], dict[str, str]]:
@@ -129,7 +130,7 @@ def slot_digests(step: StepInput, plan: SlotPlan, rank: int) -> dict[tuple[int, 
 
 def train(recipe: PretrainRecipe, engine: Any, steps: range, teacher: Network, trace: Trace) -> Trace:
     """Run steps on one worker."""
-    training = TrainingStep(recipe, engine, teacher, PhaseClock())
+    training = TrainingStep(recipe, engine, teacher)
     for step in steps:
         prepared = step_input(recipe, training.plan, engine.rank, step)
         trace.slots.update(slot_digests(prepared, training.plan, engine.rank))
@@ -137,8 +138,17 @@ def train(recipe: PretrainRecipe, engine: Any, steps: range, teacher: Network, t
         trace.terms.append(result.terms)
         trace.norms.append(result.gradient_norms)
     trace.student = {name: value.detach().clone() for name, value in engine.student.state_dict().items()}
-    trace.teacher = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    trace.teacher = whole_state(training)
     return trace
+
+
+def whole_state(training: TrainingStep) -> dict[str, Tensor]:
+    """A copy of what every worker holds whole, by ``kind|name``."""
+    return {
+        f"{kind}|{name}": value.clone()
+        for kind, tensors in training.replicated_state().items()
+        for name, value in tensors.items()
+    }
 
 
 def new_networks(recipe: PretrainRecipe) -> tuple[Network, Network]:

@@ -5,6 +5,7 @@ from enum import IntEnum
 from heliostat.errors import (
     ConfigError,
     DatasetNotFoundError,
+    ExportExistsError,
     HeliostatError,
     InvalidKeyError,
     InvalidUrlError,
@@ -15,6 +16,8 @@ from heliostat.errors import (
     StoreDeniedError,
     StoreUnreachableError,
     UnlabelledDatasetError,
+    UnsupportedExportError,
+    WeightsNotFoundError,
 )
 
 
@@ -46,6 +49,9 @@ _USAGE = (
     InvalidUrlError,
     InvalidKeyError,
     RunNotFoundError,
+    WeightsNotFoundError,
+    UnsupportedExportError,
+    ExportExistsError,
 )
 
 

@@ -256,6 +256,22 @@ class PretrainRecipe(Section):
             )
         return self
 
+    @property
+    def gram_px(self) -> int | None:
+        """Side of the Gram teacher's crops; None without Gram anchoring."""
+        gram = self.objective.gram
+        return None if gram is None else gram.crop_px or 2 * self.augmentation.global_px
+
+    @model_validator(mode="after")
+    def _gram_crops_are_whole_patches(self) -> Self:
+        side, patch = self.gram_px, self.model.patch_px
+        if side is not None and side % patch:
+            raise InvalidValueError(
+                f"objective.gram.crop_px {side} is not a multiple of model.patch_px {patch}",
+                f"Set objective.gram.crop_px to {_nearest_multiple(side, patch)}",
+            )
+        return self
+
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:
         for key in ("global_px", "local_px"):

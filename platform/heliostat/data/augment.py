@@ -7,7 +7,7 @@ Legend: H, W, C of an image; P side of a crop.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -170,3 +170,11 @@ def all_crops(config: AugmentationConfig, seed: int, position: int, image_HWC: P
         for view in range(GLOBAL_CROPS + config.local_count)
     ]
     return np.stack(crops[:GLOBAL_CROPS]), np.stack(crops[GLOBAL_CROPS:])
+
+
+def undistorted_crops(config: AugmentationConfig, seed: int, position: int, image_HWC: Pixels, px: int) -> Pixels:
+    """The global crops of one sample at another size, flipped alike, their colours as they are, (2, P, P, 3)."""
+    height, width = image_HWC.shape[:2]
+    plans = [plan_crop(config, seed, position, view, height, width) for view in range(GLOBAL_CROPS)]
+    plans = [replace(plan, px=px, jitter=None, grey=False, blur_sigma_px=None, solarize=False) for plan in plans]
+    return np.stack([apply_crop(image_HWC, plan) for plan in plans])

@@ -3,9 +3,14 @@
 Legend: M vectors, D width of the backbone, Z width of the bottleneck, K prototypes.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from heliostat.config.pretrain import HeadConfig
+from heliostat.models.linear import Linear, linear
 
 
 class Prototypes(nn.Module):
@@ -19,20 +24,63 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1))
         self.weight_v = nn.Parameter(torch.empty(prototypes, bottleneck))
 
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the initial weights (torch's default for linear layers; gains 1)."""
+        bound = self.weight_v.shape[1] ** -0.5
+        nn.init.uniform_(self.weight_v, -bound, bound, generator=generator)
+
+    @property
+    def rows_KZ(self) -> Tensor:
+        """Prototypes before their scaling."""
+        rows: Tensor = self.weight_v
+        return rows
+
+    @property
+    def gain_K1(self) -> Tensor | None:
+        """Norms that the rows are scaled to; None takes them as they are."""
+        return self.weight_g
+
     def forward(self, z_MZ: Tensor) -> Tensor:
         """Logits, (M, Z) to (M, K)."""
-        return F.linear(z_MZ, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return linear(z_MZ, self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+
+class LinearPrototypes(nn.Module):
+    """Plain linear layer without bias (DINOv3)."""
+
+    gain_K1 = None
+
+    def __init__(self, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(prototypes, bottleneck))
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the initial weights."""
+        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
+
+    @property
+    def rows_KZ(self) -> Tensor:
+        """Prototypes."""
+        return self.weight
+
+    def forward(self, z_MZ: Tensor) -> Tensor:
+        """Logits, (M, Z) to (M, K)."""
+        return linear(z_MZ, self.weight)
 
 
 class ProjectionHead(nn.Module):
     """Three-layer MLP to a unit bottleneck vector, then the prototypes."""
 
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(
+        self, dim: int, sizes: HeadConfig, prototype_layer: Literal["weight_norm", "linear"] = "weight_norm"
+    ) -> None:
         super().__init__()
+        hidden, bottleneck = sizes.hidden, sizes.bottleneck
         self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+            Linear(dim, hidden), nn.GELU(), Linear(hidden, hidden), nn.GELU(), Linear(hidden, bottleneck)
         )
-        self.last_layer = Prototypes(bottleneck, prototypes)
+        layer = Prototypes if prototype_layer == "weight_norm" else LinearPrototypes
+        self.last_layer: Prototypes | LinearPrototypes = layer(bottleneck, sizes.prototypes)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw the initial weights of the training recipe."""
@@ -40,8 +88,7 @@ class ProjectionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
-        bound = self.last_layer.weight_v.shape[1] ** -0.5
-        nn.init.uniform_(self.last_layer.weight_v, -bound, bound, generator=generator)
+        self.last_layer.init_weights(generator)
 
     def bottleneck(self, x_MD: Tensor) -> Tensor:
         """Unit vectors, (M, D) to (M, Z)."""

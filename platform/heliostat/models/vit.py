@@ -1,27 +1,26 @@
-"""The vision transformer of DINOv2, for packed batches of differently sized crops.
+"""The vision transformer of DINOv2, with DINOv3's options, for packed batches of differently sized crops.
 
 State-dict names and shapes are those of the released weights (``blocks.3.attn.qkv.weight`` …).
 
-Legend: B crops of a group, C channels, N tokens of a crop, D width, T packed tokens of all groups.
+Legend: B crops of a group, C channels, N tokens of a crop, D width, R registers, M wanted patches of a group.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heliostat.config.model import ModelConfig
-from heliostat.models.attention import Layout, packed_attention
+from heliostat.models.attention import choose_backend
+from heliostat.models.block import Block, DropPlan
+from heliostat.models.layers import LAYER_NORM_EPS, PatchEmbed, RopeTables
+from heliostat.models.positions import RopeJitter, resize_positions, rope_table
+from heliostat.models.recompute import Recompute, recomputed
 
-LAYER_NORM_EPS = 1e-6
-_OFFSET = 0.1
-
-BranchKeep = Sequence[Tensor]
-"""Per group of crops: which of its crops a residual branch computes, shape (kept,)."""
-DropPlan = Sequence[tuple[BranchKeep, BranchKeep]]
-"""Per block: the crops that its attention and its feed-forward branch compute (batch-subset stochastic depth)."""
+TOKENS = ("cls_token", "pos_embed", "mask_token", "register_tokens")
+"""Parameters of the backbone itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,96 +32,12 @@ class Tokens:
     patches_BND: Tensor
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens, row by row."""
+@dataclass(frozen=True, slots=True)
+class WantedTokens:
+    """Normalised class tokens of one group of crops, and those of its patches that were asked for, in row order."""
 
-    def __init__(self, channels: int, dim: int, patch_px: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch_px, patch_px)
-
-    def forward(self, crops_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, N, D)."""
-        out: Tensor = self.proj(crops_BCHW)
-        return out.flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over a packed batch."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        """(T, D) to (T, D)."""
-        qkv: Tensor = self.qkv(x_TD)
-        out: Tensor = self.proj(packed_attention(qkv.unflatten(-1, (3, self.heads, -1)), layout))
-        return out
-
-
-class Mlp(nn.Module):
-    """Two-layer feed-forward network with an exact GELU."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """(T, D) to (T, D)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x_TD)))
-        return out
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch."""
-
-    def __init__(self, dim: int, initial: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), initial))
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """(T, D) to (T, D)."""
-        return x_TD * self.gamma
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block whose branches may skip some of the crops."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim = config.embed_dim
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, config.heads)
-        self.ls1 = LayerScale(dim, config.layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * config.ffn_ratio))
-        self.ls2 = LayerScale(dim, config.layer_scale)
-
-    def forward(self, groups: list[Tensor], keep: tuple[BranchKeep, BranchKeep] | None) -> list[Tensor]:
-        """Groups of shape (B, N, D) to the same."""
-        groups = self._branch(groups, keep[0] if keep else None, attends=True)
-        return self._branch(groups, keep[1] if keep else None, attends=False)
-
-    def _branch(self, groups: list[Tensor], keep: BranchKeep | None, attends: bool) -> list[Tensor]:
-        kept = groups if keep is None else [x[index] for x, index in zip(groups, keep, strict=True)]
-        layout = [(x.shape[0], x.shape[1]) for x in kept]
-        packed = torch.cat([x.flatten(0, 1) for x in kept])
-        if attends:
-            residual_TD = self.ls1(self.attn(self.norm1(packed), layout))
-        else:
-            residual_TD = self.ls2(self.mlp(self.norm2(packed)))
-        parts = residual_TD.split([sequences * tokens for sequences, tokens in layout])
-        residuals = [part.view_as(x) for part, x in zip(parts, kept, strict=True)]
-        if keep is None:
-            return [x + residual for x, residual in zip(groups, residuals, strict=True)]
-        # The exact count in the scale, not 1 / (1 - p): the branch's mean over the group stays what it was.
-        return [
-            x.index_add(0, index, residual.to(x.dtype), alpha=x.shape[0] / len(index))
-            for x, residual, index in zip(groups, residuals, keep, strict=True)
-        ]
+    cls_BD: Tensor
+    patches_MD: Tensor
 
 
 class VisionTransformer(nn.Module):
@@ -131,25 +46,30 @@ class VisionTransformer(nn.Module):
     Args:
         config: width, depth, patches and so on.
         grid: patches along a side for which the position embedding is stored (the global crop's).
-        channels: colour channels of the input.
     """
 
-    def __init__(self, config: ModelConfig, grid: int, channels: int = 3) -> None:
+    def __init__(self, config: ModelConfig, grid: int) -> None:
         super().__init__()
         dim = config.embed_dim
         self.config = config
         self.grid = grid
-        self.patch_embed = PatchEmbed(channels, dim, config.patch_px)
+        self.recompute: Recompute = "none"
+        self.patch_embed = PatchEmbed(config.channels, dim, config.patch_px)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim)) if config.rope is None else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.register_tokens = nn.Parameter(torch.empty(1, config.registers, dim)) if config.registers else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.cls_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if config.untied_norms in ("cls", "both") else None
+        self.local_cls_norm = (
+            nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if config.untied_norms in ("local_cls", "both") else None
+        )
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw the initial weights of the training recipe."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
@@ -163,55 +83,175 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
 
+    def prepare(self, recompute: Recompute, compiles: bool) -> None:
+        """Choose how blocks are computed; no part of the mathematics.
+
+        Args:
+            recompute: what the backward pass computes again. A compiled block decides for itself what is cheap to
+                recompute, so ``selective`` adds nothing to it.
+            compiles: compile every block with ``torch.compile`` when it first runs.
+        """
+        self.recompute = "none" if compiles and recompute == "selective" else recompute
+        if compiles:
+            for block in self.blocks:
+                block.compile()
+
+    @overload
     def forward(
         self,
         groups: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None = None,
         drops: DropPlan | None = None,
-    ) -> list[Tokens]:
+        jitters: Sequence[RopeJitter | None] | None = None,
+        wanted: None = None,
+    ) -> list[Tokens]: ...
+
+    @overload
+    def forward(
+        self,
+        groups: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        drops: DropPlan | None = None,
+        jitters: Sequence[RopeJitter | None] | None = None,
+        *,
+        wanted: Sequence[Tensor],
+    ) -> list[WantedTokens]: ...
+
+    def forward(
+        self,
+        groups: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        drops: DropPlan | None = None,
+        jitters: Sequence[RopeJitter | None] | None = None,
+        wanted: Sequence[Tensor] | None = None,
+    ) -> list[Tokens] | list[WantedTokens]:
         """Encode groups of crops in one packed pass.
 
         Args:
             groups: tensors of shape (B, C, H, W), one per crop size; sides are multiples of the patch.
             masks: per group, (B, N) bool or None: patches replaced by the mask token.
             drops: which crops each branch computes; None computes all.
+            jitters: per group, the jitter of rotary coordinates; None has none.
+            wanted: per group, the sorted flat indices (into B * N) of the patches that are used. Then the last block
+                computes no more than these and the class tokens, and the result is ``WantedTokens``.
         """
+        tokens, rope = self._embed_groups(groups, masks, jitters)
+        backend = choose_backend(tokens[0].device)
+        rows = None
+        if wanted is not None:
+            rows = [self._rows(x.shape[0], x.shape[1], index) for x, index in zip(tokens, wanted, strict=True)]
+        for index, block in enumerate(self.blocks):
+            call = recomputed(block, self.recompute)
+            last = index + 1 == len(self.blocks)
+            tokens = call(tokens, drops[index] if drops is not None else None, rope, backend, rows if last else None)
+        if wanted is None:
+            return [self._split(x_BND, group) for group, x_BND in enumerate(tokens)]
+        counts = [len(crops) for crops in groups]
+        return [self._chosen(x, count, group) for group, (x, count) in enumerate(zip(tokens, counts, strict=True))]
+
+    def get_intermediate_layers(
+        self,
+        images_BCHW: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Patch tokens after some blocks, registers left out; the arguments of the published code.
+
+        Args:
+            images_BCHW: images, sides multiples of the patch.
+            n: how many of the last blocks, or the indices of blocks from 0.
+            reshape: give maps (B, D, rows, columns) instead of (B, N, D).
+            return_class_token: pair each with the class token (B, D) after the same block.
+            norm: apply the final norm.
+
+        Raises:
+            IndexError: there is no block of an index.
+        """
+        depth = len(self.blocks)
+        chosen = range(depth - n, depth) if isinstance(n, int) else list(n)
+        if any(not 0 <= index < depth for index in chosen):
+            raise IndexError(f"blocks {list(chosen)} were asked for, the model has blocks 0 to {depth - 1}")
+        tokens, rope = self._embed_groups([images_BCHW], None, None)
+        found: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, None, rope, choose_backend(images_BCHW.device))
+            if index in chosen:
+                found[index] = tokens[0]
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for index in chosen:
+            layer = self._split(found[index], 0) if norm else self._cut(found[index])
+            patches = layer.patches_BND
+            if reshape:
+                sides = [side // self.config.patch_px for side in images_BCHW.shape[2:]]
+                patches = patches.transpose(1, 2).unflatten(2, sides)
+            outputs.append((patches, layer.cls_BD))
+        return tuple(outputs) if return_class_token else tuple(patches for patches, _ in outputs)
+
+    def _embed_groups(
+        self,
+        groups: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None,
+        jitters: Sequence[RopeJitter | None] | None,
+    ) -> tuple[list[Tensor], RopeTables | None]:
         masks = masks if masks is not None else [None] * len(groups)
         tokens = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, drops[index] if drops is not None else None)
-        return [self._split(self.norm(x_BND)) for x_BND in tokens]
+        rope = self.config.rope
+        if rope is None:
+            return tokens, None
+        jitters = jitters if jitters is not None else [None] * len(groups)
+        head_width = self.config.embed_dim // self.config.heads
+        tables = [
+            rope_table(rope, *self._grid_of(crops), head_width, jitter, crops.device)
+            for crops, jitter in zip(groups, jitters, strict=True)
+        ]
+        return tokens, tables
+
+    def _grid_of(self, crops_BCHW: Tensor) -> tuple[int, int]:
+        patch_px = self.config.patch_px
+        height, width = crops_BCHW.shape[2:]
+        if height % patch_px or width % patch_px:
+            raise ValueError(f"images of {height} x {width} pixels are not made of whole patches of {patch_px} pixels")
+        return height // patch_px, width // patch_px
 
     def _embed(self, crops_BCHW: Tensor, mask_BN: Tensor | None) -> Tensor:
-        patch_px = self.config.patch_px
-        rows, columns = crops_BCHW.shape[2] // patch_px, crops_BCHW.shape[3] // patch_px
+        rows, columns = self._grid_of(crops_BCHW)
         x_BND = self.patch_embed(crops_BCHW)
         if mask_BN is not None:
             x_BND = torch.where(mask_BN.unsqueeze(-1), self.mask_token.to(x_BND.dtype), x_BND)
         count = x_BND.shape[0]
-        x_BND = torch.cat([self.cls_token.expand(count, -1, -1), x_BND], 1) + self._positions(rows, columns)
+        x_BND = torch.cat([self.cls_token.expand(count, -1, -1), x_BND], 1)
+        if self.pos_embed is not None:
+            x_BND = x_BND + resize_positions(self.pos_embed, rows, columns, self.config.resize)
         if self.register_tokens is None:
             return x_BND
         registers = self.register_tokens.expand(count, -1, -1)
         return torch.cat([x_BND[:, :1], registers, x_BND[:, 1:]], 1)
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        """Position embedding for a grid of patches, shape (1, 1 + rows * columns, D), interpolated in fp32.
+    def _rows(self, crops: int, tokens: int, wanted_M: Tensor) -> Tensor:
+        """Rows of the class tokens, then of the wanted patches, in a group's flat tokens."""
+        first_patch = 1 + self.config.registers
+        patches = tokens - first_patch
+        classes = torch.arange(crops, device=wanted_M.device) * tokens
+        return torch.cat([classes, wanted_M // patches * tokens + first_patch + wanted_M % patches])
 
-        Models without registers were trained with a scale factor that carries an offset of 0.1, those with registers
-        with an antialiased resize to the exact size (dinov2, ``interpolate_offset`` and ``interpolate_antialias``).
-        """
-        if rows == columns == self.grid:
-            return self.pos_embed
-        grid = self.pos_embed[:, 1:].float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        if self.register_tokens is None:
-            factor = ((rows + _OFFSET) / self.grid, (columns + _OFFSET) / self.grid)
-            grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")
-        else:
-            grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
-        patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(self.pos_embed.dtype)
-        return torch.cat([self.pos_embed[:, :1], patches], 1)
+    def _chosen(self, x_XD: Tensor, crops: int, group: int) -> WantedTokens:
+        return WantedTokens(self._cls_norm(group)(x_XD[:crops]), self.norm(x_XD[crops:]))
 
-    def _split(self, x_BND: Tensor) -> Tokens:
+    def _split(self, x_BND: Tensor, group: int) -> Tokens:
+        cls_norm = self._cls_norm(group)
+        if cls_norm is self.norm:
+            return self._cut(self.norm(x_BND))
+        raw = self._cut(x_BND)
+        return Tokens(cls_norm(raw.cls_BD), cls_norm(raw.registers_BRD), self.norm(raw.patches_BND))
+
+    def _cut(self, x_BND: Tensor) -> Tokens:
         first_patch = 1 + self.config.registers
         return Tokens(x_BND[:, 0], x_BND[:, 1:first_patch], x_BND[:, first_patch:])
+
+    def _cls_norm(self, group: int) -> nn.LayerNorm:
+        """The final norm of class and register tokens; in training, groups after the first are local crops."""
+        if self.local_cls_norm is not None and self.training and group > 0:
+            return self.local_cls_norm
+        return self.cls_norm if self.cls_norm is not None else self.norm

@@ -1,62 +1,70 @@
-"""The three losses of DINOv2 on one slot (arXiv 2304.07193, section 4, and its code).
+"""The losses of DINOv2 on one slot (arXiv 2304.07193, section 4, and its code), from unit bottleneck vectors.
 
-Legend: B images of a slot, L local crops per image, K prototypes, M masked tokens, D width.
+Legend: B images of a slot, L local crops per image, M masked tokens, Z bottleneck width.
 """
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_EPS = 1e-8
+from heliostat.models.heads import LinearPrototypes, Prototypes
+from heliostat.objectives.cross_entropy import Targets, soft_cross_entropy
+
+GLOBAL_CROPS = 2
 
 
-def cross_entropy(targets_XK: Tensor, logits_XK: Tensor, temperature: float) -> Tensor:
-    """-Σ_k p_k log softmax(s / temperature)_k, shape (X,), fp32."""
-    return -(targets_XK * F.log_softmax(logits_XK.float() / temperature, dim=-1)).sum(-1)
+@dataclass(frozen=True, slots=True)
+class DinoLosses:
+    """The image-level loss and its two parts."""
+
+    total: Tensor
+    """With gradient."""
+    of_global: Tensor
+    """Share of the pairs with a global crop of the student; no gradient."""
+    of_local: Tensor
 
 
-def dino_loss(targets_2BK: Tensor, global_2BK: Tensor, local_LBK: Tensor, temperature: float) -> Tensor:
+def dino_losses(
+    z_VBZ: Tensor, prototypes: Prototypes | LinearPrototypes, targets: Targets, temperature: float
+) -> DinoLosses:
     """Image-level loss: the mean over the 2 L + 2 pairs of a teacher's crop and another crop of the student.
 
     Args:
-        targets_2BK: the teacher's distributions of the two global crops, shape (2, B, K).
-        global_2BK: the student's logits of the (masked) global crops, shape (2, B, K).
-        local_LBK: the student's logits of the local crops, shape (L, B, K).
+        z_VBZ: the student's vectors: the two (masked) global crops, then the L local crops.
+        prototypes: the student's last layer.
+        targets: the teacher's, of the two global crops of the same images.
         temperature: of the student.
     """
-    pairs = 2 + 2 * local_LBK.shape[0]
-    both_BK = targets_2BK.sum(0)
-    local = cross_entropy(both_BK.expand_as(local_LBK), local_LBK, temperature).mean(-1).sum()
-    other_crop = cross_entropy(targets_2BK.flip(0), global_2BK, temperature).mean(-1).sum()
-    return (local + other_crop) / pairs
+    views, images, _ = z_VBZ.shape
+    pairing_VU = torch.ones(views, GLOBAL_CROPS, device=z_VBZ.device)
+    pairing_VU[:GLOBAL_CROPS] -= torch.eye(GLOBAL_CROPS, device=z_VBZ.device)  # never a crop with itself
+    weight = 1 / ((2 * (views - GLOBAL_CROPS) + 2) * images)
+    weights_VB = torch.full((views, images), weight, device=z_VBZ.device)
+    total, rows_VB = soft_cross_entropy(z_VBZ, prototypes, targets, pairing_VU, weights_VB, temperature)
+    return DinoLosses(total, rows_VB[:GLOBAL_CROPS].sum() * weight, rows_VB[GLOBAL_CROPS:].sum() * weight)
 
 
-def ibot_loss(targets_MK: Tensor, logits_MK: Tensor, weights_M: Tensor, crops: int, temperature: float) -> Tensor:
+def ibot_loss(
+    z_MZ: Tensor,
+    prototypes: Prototypes | LinearPrototypes,
+    targets: Targets,
+    weights_M: Tensor,
+    crops: int,
+    temperature: float,
+) -> Tensor:
     """Masked-patch loss: the mean over all global crops of the mean over a crop's masked tokens.
 
     Args:
-        targets_MK: the teacher's distributions at the masked positions.
-        logits_MK: the student's logits there.
+        z_MZ: the student's vectors at the masked positions.
+        prototypes: the student's last layer.
+        targets: the teacher's at the same positions, one view.
         weights_M: 1 / (masked tokens of the token's crop).
         crops: global crops of the slot; those without a mask count, with a loss of 0.
         temperature: of the student.
     """
-    return (cross_entropy(targets_MK, logits_MK, temperature) * weights_M).sum() / crops
-
-
-def koleo_loss(cls_BD: Tensor) -> Tensor:
-    """KoLeo regulariser of one global crop: -mean log distance to the nearest other image, on the unit sphere, in fp32.
-
-    The two crops' values are summed by the caller (the code does so; the paper speaks of the first crop only). A slot
-    of one image has no neighbour: 0.
-    """
-    if cls_BD.shape[0] < 2:
-        return cls_BD.new_zeros((), dtype=torch.float32)
-    with torch.autocast(cls_BD.device.type, enabled=False):
-        x_BD = F.normalize(cls_BD.float(), dim=-1, eps=_EPS)
-        with torch.no_grad():
-            similarity_BB = x_BD @ x_BD.T
-            similarity_BB.fill_diagonal_(-1)
-            nearest_B = similarity_BB.argmax(dim=1)
-        distance_B = F.pairwise_distance(x_BD, x_BD[nearest_B], p=2, eps=_EPS)
-        return -torch.log(distance_B + _EPS).mean()
+    pairing_VU = torch.ones(1, 1, device=z_MZ.device)
+    loss, _ = soft_cross_entropy(
+        z_MZ.unsqueeze(0), prototypes, targets, pairing_VU, (weights_M / crops).unsqueeze(0), temperature
+    )
+    return loss

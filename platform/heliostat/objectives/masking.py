@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heliostat.data.draws import permutation
-from heliostat.models.vit import DropPlan
+from heliostat.models.block import DropPlan
 
 Mask = NDArray[np.bool_]
 

@@ -1,7 +1,7 @@
-"""Student and teacher: one backbone and two heads each, and what each computes for a slot.
+"""Student and teacher: a backbone with its heads, and what each computes for a slot.
 
-Legend: B images of a slot, L local crops per image, N patches of a global crop, M masked tokens, Z bottleneck width,
-K prototypes.
+Legend: B images of a slot, L local crops per image, N patches of a global crop, M masked tokens, D width of the
+backbone, Z bottleneck width.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from heliostat.config.pretrain import ObjectiveConfig, PretrainRecipe
 from heliostat.data.draws import stream_key
+from heliostat.models.block import DropPlan
 from heliostat.models.heads import ProjectionHead
-from heliostat.models.vit import DropPlan, VisionTransformer
-from heliostat.objectives.losses import dino_loss, ibot_loss, koleo_loss
+from heliostat.models.positions import RopeJitter
+from heliostat.models.vit import VisionTransformer
+from heliostat.objectives.cross_entropy import Targets
+from heliostat.objectives.gram import gram_loss, resize_features
+from heliostat.objectives.koleo import koleo_loss
+from heliostat.objectives.losses import GLOBAL_CROPS, dino_losses, ibot_loss
 
-SUB_MODULES = ("backbone", "dino_head", "ibot_head")
-"""Gradients are clipped per sub-module."""
+TERMS = ("loss", "dino", "dino_global", "dino_local", "ibot", "koleo", "gram")
+"""What a slot's loss tells; ``dino`` is the sum of its two parts, and nothing but ``loss`` is weighted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,18 @@ class SlotBatch:
     """(L B, C, H', W'), crop-major too."""
     masks: Tensor
     """(2 B, N) bool."""
-    drops: DropPlan | None
+    drops: DropPlan | None = None
+    """Which crops the student's branches compute; None computes all."""
+    jitters: tuple[RopeJitter | None, RopeJitter | None] | None = None
+    """Of the student's rotary coordinates: global crops, local crops."""
+    gram_crops: Tensor | None = None
+    """(2 B, C, H'', W''): the global crops at the Gram teacher's resolution, colours as they are."""
+    ids: tuple[str, ...] = ()
+    """Sample ids of the B images, to name them in errors."""
+
+    def masked(self) -> Tensor:
+        """Flat indices (into 2 B * N) of the masked patches, in row order, (M,)."""
+        return self.masks.flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +53,26 @@ class TeacherView:
     """What the teacher says of a slot, as unit bottleneck vectors."""
 
     cls: Tensor
-    """(2 B, Z)."""
+    """(2, B, Z)."""
     masked: Tensor
-    """(M, Z), at the masked positions in row-major order."""
+    """(M, Z), at the masked positions in row order."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotTargets:
-    """The teacher's distributions of a slot."""
+    """What the student is compared with on a slot."""
 
-    cls: Tensor
-    """(2 B, K)."""
-    masked: Tensor
-    """(M, K)."""
+    cls: Targets
+    masked: Targets
+    gram: Tensor | None = None
+    """(2 B, N, D): the Gram teacher's patches on the student's grid."""
 
 
 class Network(nn.Module):
-    """A backbone with its DINO and iBOT heads. ``forward`` is the student's whole work on a slot.
+    """A backbone with its heads. ``forward`` is the student's whole work on a slot.
 
-    One ``forward`` rather than several methods: ZeRO-3 gathers parameters only around module calls.
+    One ``forward`` rather than several methods: ZeRO-3 gathers parameters only around module calls. With a shared head
+    there is no ``ibot_head``.
     """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
@@ -63,53 +80,99 @@ class Network(nn.Module):
         model, objective = recipe.model, recipe.objective
         self.objective: ObjectiveConfig = objective
         self.backbone = VisionTransformer(model, recipe.augmentation.global_px // model.patch_px)
+        self.backbone.prepare(recipe.training.activation_checkpointing, recipe.training.compile)
+        self.dino_head = ProjectionHead(model.embed_dim, objective.dino_head_sizes, objective.prototype_layer)
+        if objective.ibot_head != "shared":
+            self.ibot_head = ProjectionHead(model.embed_dim, objective.ibot_head_sizes, objective.prototype_layer)
 
-        def head() -> ProjectionHead:
-            return ProjectionHead(
-                model.embed_dim, objective.head_hidden, objective.head_bottleneck, objective.prototypes
-            )
+    @property
+    def sub_modules(self) -> tuple[str, ...]:
+        """Gradients are clipped per sub-module."""
+        return tuple(name for name, _ in self.named_children())
 
-        self.dino_head = head()
-        self.ibot_head = head()
+    @property
+    def patch_head(self) -> ProjectionHead:
+        """The head of the masked patches."""
+        return self.dino_head if self.objective.ibot_head == "shared" else self.ibot_head
 
     def init_weights(self, seed: int) -> None:
         """Draw the initial weights: a function of the run's seed alone."""
-        for name in SUB_MODULES:
+        for name in self.sub_modules:
             generator = torch.Generator().manual_seed(stream_key(seed, f"weights:{name}") % 2**63)
             getattr(self, name).init_weights(generator)
 
     @torch.no_grad()
     def view(self, slot: SlotBatch) -> TeacherView:
         """The teacher's work on a slot: unmasked global crops, no drops."""
-        (tokens,) = self.backbone([slot.global_crops])
-        return TeacherView(
-            cls=self.dino_head.bottleneck(tokens.cls_BD),
-            masked=self.ibot_head.bottleneck(tokens.patches_BND[slot.masks]),
-        )
+        (tokens,) = self.backbone([slot.global_crops], wanted=[slot.masked()])
+        cls, masked = self._bottlenecks(tokens.cls_BD, tokens.patches_MD)
+        return TeacherView(cls.unflatten(0, (GLOBAL_CROPS, -1)), masked)
 
     def forward(self, slot: SlotBatch, targets: SlotTargets) -> dict[str, Tensor]:
-        """The student's losses on a slot: ``dino``, ``ibot``, ``koleo`` (unweighted) and the weighted ``loss``."""
+        """The student's losses on a slot, by the names of ``TERMS``; the optimised one is ``loss``."""
         objective = self.objective
-        whole, local = self.backbone([slot.global_crops, slot.local_crops], [slot.masks, None], slot.drops)
-        crops = slot.global_crops.shape[0]
-        images = crops // 2
-        dino_logits = self.dino_head(torch.cat([whole.cls_BD, local.cls_BD]))
-        dino = dino_loss(
-            targets.cls.unflatten(0, (2, images)),
-            dino_logits[:crops].unflatten(0, (2, images)),
-            dino_logits[crops:].unflatten(0, (-1, images)),
-            objective.student_temperature,
+        masked = slot.masked()
+        needs_all = targets.gram is not None
+        wanted = torch.arange(slot.masks.numel(), device=masked.device) if needs_all else masked
+        whole, local = self.backbone(
+            [slot.global_crops, slot.local_crops],
+            [slot.masks, None],
+            slot.drops,
+            slot.jitters,
+            wanted=[wanted, masked.new_empty(0)],
         )
+        patches_MD = whole.patches_MD.index_select(0, masked) if needs_all else whole.patches_MD
+        images = len(slot.global_crops) // GLOBAL_CROPS
+        cls_z, masked_z = self._bottlenecks(torch.cat([whole.cls_BD, local.cls_BD]), patches_MD)
+        temperature = objective.student_temperature
+        dino = dino_losses(cls_z.unflatten(0, (-1, images)), self.dino_head.last_layer, targets.cls, temperature)
         ibot = ibot_loss(
+            masked_z,
+            self.patch_head.last_layer,
             targets.masked,
-            self.ibot_head(whole.patches_BND[slot.masks]),
             mask_weights(slot.masks),
-            crops,
-            objective.student_temperature,
+            len(slot.global_crops),
+            temperature,
         )
-        koleo = koleo_loss(whole.cls_BD[:images]) + koleo_loss(whole.cls_BD[images:])
-        loss = objective.dino_weight * dino + objective.ibot_weight * ibot + objective.koleo_weight * koleo
-        return {"loss": loss, "dino": dino, "ibot": ibot, "koleo": koleo}
+        koleo = _koleo(whole.cls_BD, objective)
+        loss = objective.dino_weight * dino.total + objective.ibot_weight * ibot + objective.koleo_weight * koleo
+        gram = loss.new_zeros(())
+        if targets.gram is not None and objective.gram is not None:
+            student_BND = whole.patches_MD.view(targets.gram.shape)
+            gram = gram_loss(student_BND, targets.gram, objective.gram.clip_negative)
+            loss = loss + objective.gram.weight * gram
+        values = (loss, dino.total, dino.of_global, dino.of_local, ibot, koleo, gram)
+        return dict(zip(TERMS, values, strict=True))
+
+    def _bottlenecks(self, cls_BD: Tensor, patches_MD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.patch_head is not self.dino_head:
+            return self.dino_head.bottleneck(cls_BD), self.patch_head.bottleneck(patches_MD)
+        cls_z, masked_z = self.dino_head.bottleneck(torch.cat([cls_BD, patches_MD])).split(
+            [len(cls_BD), len(patches_MD)]
+        )
+        return cls_z, masked_z
+
+
+def _koleo(cls_BD: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """The two global crops' values are summed (the code does so; the paper speaks of the first crop only)."""
+    crops = cls_BD.chunk(GLOBAL_CROPS)
+    return sum(
+        (koleo_loss(crop, objective.koleo_group, objective.koleo_neighbours) for crop in crops),
+        start=cls_BD.new_zeros((), dtype=torch.float32),
+    )
+
+
+@torch.no_grad()
+def gram_anchor(backbone: VisionTransformer, slot: SlotBatch) -> Tensor:
+    """The Gram teacher's work on a slot: patch features of its crops on the student's grid, (2 B, N, D)."""
+    if slot.gram_crops is None:
+        raise ValueError("the slot was made without Gram crops")
+    (tokens,) = backbone([slot.gram_crops])
+    patch_px = backbone.config.patch_px
+    rows, columns, to_rows, to_columns = (
+        side // patch_px for crops in (slot.gram_crops, slot.global_crops) for side in crops.shape[2:]
+    )
+    return resize_features(tokens.patches_BND, rows, columns, to_rows, to_columns)
 
 
 def mask_weights(masks_BN: Tensor) -> Tensor:
@@ -121,5 +184,6 @@ def mask_weights(masks_BN: Tensor) -> Tensor:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Exponential moving average over all parameters, heads included: t ← m t + (1 - m) s."""
-    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-        mine.lerp_(theirs.to(mine.dtype), 1 - momentum)
+    mine: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = [parameter.to(own.dtype) for own, parameter in zip(mine, student.parameters(), strict=True)]
+    torch._foreach_lerp_(mine, theirs, 1 - momentum)

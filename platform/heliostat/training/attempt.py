@@ -21,6 +21,7 @@ from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import SampleSource, WorkerShare, stream_samples
 from heliostat.errors import CorruptCheckpointError, HeliostatError, StorageError
 from heliostat.objectives.networks import Network
+from heliostat.objectives.step import StepResult, TrainingStep
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.metrics import MetricsWriter
@@ -30,7 +31,6 @@ from heliostat.training.feed import StepInput, feed, slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.phases import PhaseClock
 from heliostat.training.state import load_state, save_state
-from heliostat.training.step import StepResult, TrainingStep
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -100,12 +100,11 @@ class AttemptWorker:
         """From the newest good checkpoint to the last step."""
         first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
         all_do(self._open_dataset)
-        self._engine, self._teacher = self._new_networks()
+        self._engine, self._training = self._new_training()
         self._stack.callback(self._engine.close)
         steps = self._recipe.training.steps
         first_step, digest = self._restore()
         ledger = SampleLedger(self._plan, digest)
-        training = TrainingStep(self._recipe, self._engine, self._teacher, self._clock)
         share = WorkerShare(self._plan, self._rank, self._recipe.training.slot_batch)
         stream = partial(stream_samples, self._source, share, first_step, steps)
         inputs = feed(self._recipe, self._plan, self._rank, first_step, stream)
@@ -114,7 +113,7 @@ class AttemptWorker:
                 prepared: StepInput = next(inputs)
             if step == first_step:
                 self._emit(EventType.DATA_READY, step=step)
-            result = training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
+            result = self._training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
             ledger.consumed(prepared)
             self._report(step, result)
             if (step + 1) % self._recipe.checkpoint.every_steps == 0 or step + 1 == steps:
@@ -134,12 +133,12 @@ class AttemptWorker:
         order = sample_order(self._recipe, manifest_sha256, groups)
         self._source = SampleSource(dataset_store(root, name), manifest, order)
 
-    def _new_networks(self) -> tuple[ZeroEngine, Network]:
+    def _new_training(self) -> tuple[ZeroEngine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)
         student.init_weights(self._recipe.seed)
         teacher.load_state_dict(student.state_dict())
         engine = ZeroEngine(student, self._recipe.training, self._plan, self._device)
-        return engine, teacher.to(self._device)
+        return engine, TrainingStep(self._recipe, engine, teacher.to(self._device), self._clock.phase)
 
     def _restore(self) -> tuple[int, bytes]:
         """First step to compute, and the digest of ids up to it."""
@@ -148,7 +147,7 @@ class AttemptWorker:
             if choice is None:
                 return 0, EMPTY
             try:
-                load_state(self._store, choice.manifest, self._engine, self._teacher)
+                load_state(self._store, choice.manifest, self._engine, self._training)
             except CorruptCheckpointError:
                 if verify_bytes:
                     raise
@@ -165,7 +164,9 @@ class AttemptWorker:
     def _checkpoint(self, done: int, ledger: SampleLedger) -> None:
         # Before the commit: what a resumed run does not compute again must not be missing from its curve.
         self._metrics.flush()
-        manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._teacher)
+        manifest = save_state(
+            self._store, self._log, self._lease, done, ledger.exchange(), self._engine, self._training
+        )
         first_does(self._retire)
         self._emit(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
 
@@ -177,10 +178,14 @@ class AttemptWorker:
 
     def _report(self, step: int, result: StepResult) -> None:
         self._steps_to_report += 1
-        if (step + 1) % self._recipe.observe.log_every_steps:
+        if (step + 1) % self._recipe.observe.log_every_steps and result.skipped is None:
             return
         seconds = self._clock.read()
         images, self._steps_to_report = self._recipe.training.global_batch * self._steps_to_report, 0
+        if result.skipped is not None:  # its numbers are not finite: they belong to no curve
+            reason, samples = result.skipped.reason, list(result.skipped.sample_ids)
+            self._emit(EventType.STEP_SKIPPED, step=step, reason=reason, sample_ids=samples)
+            return
         if not self._is_first:
             return
         self._metrics.write(

@@ -12,8 +12,9 @@ from heliostat.data.crops import SlotCrops, slot_crops
 from heliostat.data.draws import Draws
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import Samples
+from heliostat.models.block import DropPlan
 from heliostat.models.normalise import normalise
-from heliostat.models.vit import DropPlan
+from heliostat.models.positions import RopeJitter, draw_rope_jitter
 from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.objectives.networks import SlotBatch
 
@@ -28,6 +29,7 @@ class SlotInput:
     crops: SlotCrops
     masks: Tensor
     drops: DropPlan | None
+    jitters: tuple[RopeJitter | None, RopeJitter | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class StepInput:
 def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples) -> SlotInput:
     """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view."""
     training, augmentation, objective = recipe.training, recipe.augmentation, recipe.objective
-    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images)
+    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, recipe.gram_px)
+    rope = recipe.model.rope
     whole, local = 2 * training.slot_batch, augmentation.local_count * training.slot_batch
     return SlotInput(
         ids=samples.ids,
@@ -54,6 +57,14 @@ def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples)
             objective.mask_ratio,
         ),
         drops=draw_drops(recipe.seed, step, slot, recipe.model.depth, (whole, local), recipe.model.drop_path),
+        jitters=(
+            None
+            if rope is None
+            else (
+                draw_rope_jitter(rope, Draws(recipe.seed, "rope", step, slot, 0)),
+                draw_rope_jitter(rope, Draws(recipe.seed, "rope", step, slot, 1)),
+            )
+        ),
     )
 
 
@@ -78,7 +89,7 @@ def prepare_step(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int, s
 
 def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
     """Move a slot to the device and normalise its crops there."""
-    drops = slot.drops
+    drops, gram_crops = slot.drops, slot.crops.gram_crops
     return SlotBatch(
         global_crops=normalise(slot.crops.global_crops, device),
         local_crops=normalise(slot.crops.local_crops, device),
@@ -88,6 +99,9 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
             ([index.to(device) for index in attention], [index.to(device) for index in feed_forward])
             for attention, feed_forward in drops
         ],
+        jitters=slot.jitters,
+        gram_crops=None if gram_crops is None else normalise(gram_crops, device),
+        ids=tuple(slot.ids),
     )
 
 

@@ -1,46 +1,57 @@
 """The training state as a checkpoint: which worker writes which slices, and how any number of workers reads them back.
 
-Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), ``teacher``. What
-depends on the step alone (schedules, data position, random streams) is not state: the step is.
+Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), and what all workers
+hold whole: ``teacher``, ``gram_teacher``, ``centre``. What depends on the step alone (schedules, data position, random
+streams) is not state: the step is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor
 
 from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder, tensor_name
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.writer import commit, write_shard
 from heliostat.errors import IncompatibleCheckpointError
-from heliostat.objectives.networks import Network
+from heliostat.objectives.step import TrainingStep
 from heliostat.storage import Store
 from heliostat.training.collective import all_do, first_does
 from heliostat.training.zero import MASTER, MOMENTS, ZeroEngine
 
-TEACHER = "teacher"
 OPTIMIZER_STEPS = "optimizer_steps"
+SKIPS_IN_A_ROW = "skips_in_a_row"
+
+Replicated = Mapping[str, Mapping[str, Tensor]]
+"""State that every worker holds whole, by kind and name."""
 
 
-def tensor_sizes(network: nn.Module) -> dict[str, int]:
-    """Every tensor of the training state (``kind|parameter``) and its number of elements."""
-    return {
-        tensor_name(kind, name): parameter.numel()
-        for kind in (MASTER, *MOMENTS, TEACHER)
-        for name, parameter in network.named_parameters()
+def tensor_sizes(training: TrainingStep) -> dict[str, int]:
+    """Every tensor of the training state (``kind|name``) and its number of elements."""
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        kind: dict(training.student.named_parameters()) for kind in (MASTER, *MOMENTS)
     }
+    tensors |= training.replicated_state()
+    return {tensor_name(kind, name): each.numel() for kind, group in tensors.items() for name, each in group.items()}
 
 
-def teacher_slices(teacher: Network, rank: int, world_size: int) -> Iterator[StateSlice]:
-    """One worker's share of the teacher, which all workers hold whole: an equal part of each tensor."""
-    for name, parameter in teacher.named_parameters():
-        start, stop = (parameter.numel() * part // world_size for part in (rank, rank + 1))
-        if stop > start:
-            yield StateSlice(TEACHER, name, start, parameter.detach().view(-1)[start:stop])
+def replicated_slices(state: Replicated, rank: int, world_size: int) -> Iterator[StateSlice]:
+    """One worker's share of what all workers hold whole: an equal part of each tensor."""
+    for kind, tensors in state.items():
+        for name, tensor in tensors.items():
+            start, stop = (tensor.numel() * part // world_size for part in (rank, rank + 1))
+            if stop > start:
+                yield StateSlice(kind, name, start, tensor.view(-1)[start:stop])
 
 
 def save_state(
-    store: Store, log: CommitLog, lease: Lease, step: int, digest: bytes, engine: ZeroEngine, teacher: Network
+    store: Store,
+    log: CommitLog,
+    lease: Lease,
+    step: int,
+    digest: bytes,
+    engine: ZeroEngine,
+    training: TrainingStep,
 ) -> CheckpointManifest:
     """Write and commit the state after ``step`` steps; all workers call it, all return or raise.
 
@@ -51,7 +62,8 @@ def save_state(
     folder = checkpoint_folder(step, lease.attempt)
 
     def write() -> object:
-        slices = [*engine.state_slices(), *teacher_slices(teacher, engine.rank, engine.world_size)]
+        shares = replicated_slices(training.replicated_state(), engine.rank, engine.world_size)
+        slices = [*engine.state_slices(), *shares]
         return write_shard(store, folder, engine.rank, slices)
 
     shards = all_do(write)
@@ -62,8 +74,8 @@ def save_state(
             attempt=lease.attempt,
             world_size=engine.world_size,
             shards=tuple(shards),  # type: ignore[arg-type]
-            tensors=tensor_sizes(teacher),
-            counters={OPTIMIZER_STEPS: engine.optimizer_steps},
+            tensors=tensor_sizes(training),
+            counters={OPTIMIZER_STEPS: engine.optimizer_steps, SKIPS_IN_A_ROW: training.skips_in_a_row},
             digest_of_ids=digest.hex(),
         )
         commit(store, log, lease, manifest)
@@ -72,8 +84,8 @@ def save_state(
     return first_does(publish)
 
 
-def load_state(store: Store, manifest: CheckpointManifest, engine: ZeroEngine, teacher: Network) -> None:
-    """Make engine and teacher what they were; every worker reads the byte ranges that it holds now, and no others.
+def load_state(store: Store, manifest: CheckpointManifest, engine: ZeroEngine, training: TrainingStep) -> None:
+    """Make engine and step what they were; every worker reads the byte ranges that it holds now, and no others.
 
     Raises:
         IncompatibleCheckpointError: the checkpoint is of another model.
@@ -81,30 +93,31 @@ def load_state(store: Store, manifest: CheckpointManifest, engine: ZeroEngine, t
     """
 
     def read() -> None:
-        check_fits(manifest, teacher)
+        check_fits(manifest, tensor_sizes(training))
         reader = CheckpointReader(store, manifest)
         engine.prepare_restore(int(manifest.counters[OPTIMIZER_STEPS]))
         for part in engine.state_slices():
             part.values.copy_(reader.read(part.kind, part.parameter, part.offset, part.offset + part.values.numel()))
-        load_teacher(reader, teacher)
+        for kind, tensors in training.replicated_state().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(reader.read_full(kind, name).view_as(tensor))
 
     all_do(read)
     engine.finish_restore()
+    training.skips_in_a_row = int(manifest.counters.get(SKIPS_IN_A_ROW, 0))
 
 
-def load_teacher(reader: CheckpointReader, teacher: Network) -> None:
-    """Read the whole teacher."""
-    for name, parameter in teacher.named_parameters():
-        parameter.data.copy_(reader.read_full(TEACHER, name).view_as(parameter))
-
-
-def check_fits(manifest: CheckpointManifest, network: nn.Module) -> None:
+def check_fits(manifest: CheckpointManifest, expected: Mapping[str, int]) -> None:
     """Refuse a checkpoint of another model, naming the first tensor that differs.
+
+    Args:
+        manifest: of the checkpoint.
+        expected: elements of every tensor (``kind|name``) that the recipe's training state has.
 
     Raises:
         IncompatibleCheckpointError: a tensor is missing, too many, or of another size.
     """
-    expected, found = tensor_sizes(network), manifest.tensors
+    found = manifest.tensors
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise IncompatibleCheckpointError(

@@ -2,6 +2,7 @@
 
 What 0.19.8 lacks or does otherwise, and is done here (``tests/platform/training/test_zero.py`` fails when it changes):
 - clipping by one global norm: ours is per sub-module, on the reduced gradient shards (``averaged_gradients``);
+- a step that must be left out: it skips one by itself when a gradient is not finite, which is used for any reason;
 - optimizer state is linked to parameters after the first group's step only, so all groups are linked anew before it is
   read;
 - Adam's state is created lazily, so a restored state has to be created first.
@@ -19,12 +20,12 @@ from torch import Tensor
 from heliostat.checkpoint.format import StateSlice
 from heliostat.config.pretrain import TrainingConfig
 from heliostat.data.slots import SlotPlan
-from heliostat.objectives.networks import SUB_MODULES, Network, SlotBatch, SlotTargets
+from heliostat.objectives.engine import apply_schedule, clip_factor, new_optimizer
+from heliostat.objectives.groups import GroupRule
+from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
+from heliostat.objectives.schedules import StepValues
 from heliostat.objectives.sinkhorn import Reducer
-from heliostat.training.collective import ProcessGroupReducer
-from heliostat.training.engine import apply_schedule, check_finite, clip_factor, new_optimizer
-from heliostat.training.groups import GroupRule
-from heliostat.training.schedules import StepValues
+from heliostat.training.collective import ProcessGroupReducer, all_do
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
@@ -77,28 +78,34 @@ class ZeroEngine:
         self._engine.set_gradient_accumulation_boundary(is_last_round)
         self._engine.backward(loss)
 
-    def step(self, values: StepValues) -> dict[str, float]:
-        """Clip per sub-module, update, gather the new parameters."""
-        norms = self._clip()
-        apply_schedule(self._zero.optimizer.param_groups, values)
-        self._engine.step()
-        return norms
-
-    def _clip(self) -> dict[str, float]:
-        squares = torch.zeros(len(SUB_MODULES), dtype=torch.float64, device=self._engine.device)
+    def gradient_norms(self) -> dict[str, float]:
+        """Norm of the averaged gradient per sub-module."""
+        names = self.student.sub_modules
+        squares = torch.zeros(len(names), dtype=torch.float64, device=self._engine.device)
         for rule, gradients in self._gradient_shards():
             for gradient in gradients:
-                squares[SUB_MODULES.index(rule.sub_module)] += gradient.double().square().sum()
-        norms = self.reducer.sum(squares).sqrt().tolist()
-        by_module = dict(zip(SUB_MODULES, norms, strict=True))
-        # DeepSpeed would leave the update out and say nothing, while the teacher and the step count go on.
-        check_finite(by_module)
+                squares[names.index(rule.sub_module)] += gradient.double().square().sum()
+        return dict(zip(names, self.reducer.sum(squares).sqrt().tolist(), strict=True))
+
+    def step(self, values: StepValues, norms: dict[str, float]) -> None:
+        """Clip per sub-module, update, gather the new parameters."""
         for rule, gradients in self._gradient_shards():
-            factor = clip_factor(by_module[rule.sub_module], self._training.clip_norm)
+            factor = clip_factor(norms[rule.sub_module], self._training.clip_norm)
             if factor < 1:
-                for gradient in gradients:
-                    gradient.mul_(factor)
-        return by_module
+                torch._foreach_mul_(gradients, factor)
+        apply_schedule(self._zero.optimizer.param_groups, values)
+        self._engine.step()
+
+    def discard(self) -> None:
+        """Clear gradients without an update: DeepSpeed does it, on all workers, when one gradient is not finite."""
+        for _, gradients in self._gradient_shards():
+            for gradient in gradients:
+                gradient.fill_(torch.nan)
+        self._engine.step()
+
+    def gather(self, names: list[str]) -> list[str]:
+        """The names of all workers."""
+        return [name for each in all_do(lambda: names) for name in each]
 
     def _gradient_shards(self) -> Iterator[tuple[GroupRule, list[Tensor]]]:
         """This worker's shard of the averaged gradients, per optimizer group."""

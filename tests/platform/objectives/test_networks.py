@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,8 +8,12 @@ from hypothesis import strategies as st
 from support.worlds import tiny_recipe
 from torch import Tensor
 
+from heliostat.config.model import ModelConfig
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.models.heads import LinearPrototypes
+from heliostat.objectives.cross_entropy import Targets
 from heliostat.objectives.networks import (
-    SUB_MODULES,
+    TERMS,
     Network,
     SlotBatch,
     SlotTargets,
@@ -20,36 +26,50 @@ IMAGES, LOCAL = 3, RECIPE.augmentation.local_count
 PATCHES = 16
 
 
-def network(seed: int = 0) -> Network:
+def network(seed: int = 0, recipe: PretrainRecipe = RECIPE) -> Network:
     """Larger weights than a new network has, so that every part of it shows in the losses."""
-    made = Network(RECIPE)
+    made = Network(recipe)
     made.init_weights(seed)
     for parameter in made.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
     return made
 
 
-def slot() -> SlotBatch:
+def slot(images: int = IMAGES) -> SlotBatch:
     generator = torch.Generator().manual_seed(1)
-    masks = torch.rand(2 * IMAGES, PATCHES, generator=generator) < torch.tensor([0.5, 0, 0.3, 0, 0, 0.2])[:, None]
+    shares = torch.tensor([0.5, 0, 0.3, 0, 0, 0.2, 0.4, 0.2])[: 2 * images, None]
+    masks = torch.rand(2 * images, PATCHES, generator=generator) < shares
     # Each crop attends at least once: the class tokens of those that never do are all alike.
-    first = [torch.tensor([0, 3, 5]), torch.tensor([1, 2, 4, 5])]
-    second = [torch.tensor([4, 2, 1, 3]), torch.tensor([0, 3])]
+    more = list(range(2 * IMAGES, 2 * images))
+    first = [torch.tensor([0, 3, 5, *more]), torch.tensor([1, 2, 4, 5])]
+    second = [torch.tensor([4, 2, 1, 3]), torch.tensor([0, 3, *more])]
     return SlotBatch(
-        global_crops=torch.randn(2 * IMAGES, 3, 16, 16, generator=generator),
-        local_crops=torch.randn(LOCAL * IMAGES, 3, 8, 8, generator=generator),
+        global_crops=torch.randn(2 * images, 3, 16, 16, generator=generator),
+        local_crops=torch.randn(LOCAL * images, 3, 8, 8, generator=generator),
         masks=masks,
         drops=[(first, second), (second, first)],
     )
 
 
-def random_targets(batch: SlotBatch) -> SlotTargets:
+def random_targets(batch: SlotBatch, gram: Tensor | None = None) -> SlotTargets:
     generator = torch.Generator().manual_seed(2)
-    prototypes = RECIPE.objective.prototypes
-    return SlotTargets(
-        cls=torch.softmax(torch.randn(2 * IMAGES, prototypes, generator=generator), -1),
-        masked=torch.softmax(torch.randn(int(batch.masks.sum()), prototypes, generator=generator), -1),
-    )
+    objective = RECIPE.objective
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def drawn(views: int, items: int) -> Targets:
+        layer = LinearPrototypes(objective.head_bottleneck, objective.prototypes).requires_grad_(False)
+        layer.weight.copy_(random(objective.prototypes, objective.head_bottleneck))
+        return Targets(random(views, items, objective.head_bottleneck), layer, random(objective.prototypes), 2.0)
+
+    return SlotTargets(cls=drawn(2, len(batch.global_crops) // 2), masked=drawn(1, int(batch.masks.sum())), gram=gram)
+
+
+def distributions(targets: Targets) -> Tensor:
+    """What targets stand for, (views * items, K)."""
+    logits = targets.z_UIZ.flatten(0, 1) @ targets.prototypes.rows_KZ.T
+    return torch.softmax(logits / targets.temperature + targets.offset_K, -1)
 
 
 def test_network__losses_equal_loops_over_crops() -> None:
@@ -62,15 +82,22 @@ def test_network__losses_equal_loops_over_crops() -> None:
     def entropy(p: Tensor, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits[None] / RECIPE.objective.student_temperature, p[None])
 
-    pairs: list[Tensor] = []
+    cls_p, masked_p = distributions(given_targets.cls), distributions(given_targets.masked)
+    of_global: list[Tensor] = []
+    of_local: list[Tensor] = []
     for image in range(IMAGES):
         for mine in range(2):
-            p = given_targets.cls[mine * IMAGES + image]
-            pairs.append(entropy(p, net.dino_head(whole.cls_BD)[(1 - mine) * IMAGES + image]))
-            pairs += [entropy(p, net.dino_head(local.cls_BD)[crop * IMAGES + image]) for crop in range(LOCAL)]
-    torch.testing.assert_close(found["dino"], torch.stack(pairs).mean())
+            p = cls_p[mine * IMAGES + image]
+            of_global.append(entropy(p, net.dino_head(whole.cls_BD)[(1 - mine) * IMAGES + image]))
+            of_local += [entropy(p, net.dino_head(local.cls_BD)[crop * IMAGES + image]) for crop in range(LOCAL)]
+    torch.testing.assert_close(found["dino"], torch.stack(of_global + of_local).mean())
+    count = len(of_global) + len(of_local)
+    torch.testing.assert_close(found["dino_global"], torch.stack(of_global).sum() / count)
+    torch.testing.assert_close(found["dino_local"], torch.stack(of_local).sum() / count)
+    assert tuple(found) == TERMS
+    assert found["gram"].item() == 0
 
-    rows = iter(given_targets.masked)
+    rows = iter(masked_p)
     per_crop: list[Tensor] = []
     for crop in range(2 * IMAGES):
         tokens = batch.masks[crop].nonzero().flatten().tolist()
@@ -87,17 +114,60 @@ def test_network__losses_equal_loops_over_crops() -> None:
     torch.testing.assert_close(found["loss"], found["dino"] + found["ibot"] + 0.1 * found["koleo"])
 
 
-def test_network__every_parameter_learns() -> None:
-    net, batch = network(), slot()
+def with_model(**model: Any) -> PretrainRecipe:
+    changed = ModelConfig.model_validate({**RECIPE.model.model_dump(), **model})
+    return RECIPE.model_copy(update={"model": changed})
+
+
+VARIANTS = {
+    "plain": RECIPE,
+    "shared head": tiny_recipe({"ibot_head": "shared"}),
+    "linear prototypes": tiny_recipe({"prototype_layer": "linear"}),
+    "koleo in groups": tiny_recipe({"koleo_group": 2}),
+    "dinov3's backbone": with_model(ffn="swiglu", registers=2, rope={}, untied_norms="both"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_network__every_parameter_learns(variant: str) -> None:
+    net, batch = network(recipe=VARIANTS[variant]), slot(images=4)
     net(batch, random_targets(batch))["loss"].backward()
     without = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert without == []
 
 
+def test_network__a_shared_head_serves_both_losses() -> None:
+    shared, separate, batch = network(recipe=VARIANTS["shared head"]), network(), slot()
+    assert shared.sub_modules == ("backbone", "dino_head")
+    assert shared.patch_head is shared.dino_head
+    separate.backbone.load_state_dict(shared.backbone.state_dict())
+    for head in (separate.dino_head, separate.ibot_head):
+        head.load_state_dict(shared.dino_head.state_dict())
+    targets = random_targets(batch)
+    mine, expected = shared(batch, targets), separate(batch, targets)
+    for term in TERMS:
+        torch.testing.assert_close(mine[term], expected[term])
+    torch.testing.assert_close(shared.view(batch).masked, separate.view(batch).masked)
+
+
+def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
+    batch = slot()
+    net = network(recipe=tiny_recipe({"gram": {"weight": 2.5}}))
+    anchor = torch.randn(2 * IMAGES, PATCHES, 32, generator=torch.Generator().manual_seed(3))
+    without, found = net(batch, random_targets(batch)), net(batch, random_targets(batch, anchor))
+    for term in set(TERMS) - {"loss", "gram"}:
+        torch.testing.assert_close(found[term], without[term])
+    (whole,) = net.backbone([batch.global_crops], [batch.masks], [([a[0]], [b[0]]) for a, b in batch.drops or []])
+    mine, theirs = (F.normalize(x, dim=-1) for x in (whole.patches_BND, anchor))
+    expected = (mine @ mine.mT - theirs @ theirs.mT).square().mean()
+    torch.testing.assert_close(found["gram"], expected)
+    torch.testing.assert_close(found["loss"], without["loss"] + 2.5 * expected)
+
+
 def test_network__a_slot_without_any_mask_has_no_patch_loss() -> None:
     net, batch = network(), slot()
     bare = SlotBatch(batch.global_crops, batch.local_crops, torch.zeros_like(batch.masks), None)
-    losses = net(bare, SlotTargets(random_targets(batch).cls, torch.empty(0, RECIPE.objective.prototypes)))
+    losses = net(bare, random_targets(bare))
     assert losses["ibot"].item() == 0
     losses["loss"].backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in net.parameters())
@@ -107,7 +177,8 @@ def test_view__is_of_unmasked_crops_without_drops() -> None:
     net, batch = network(), slot()
     view = net.view(batch)
     (tokens,) = net.backbone([batch.global_crops])
-    torch.testing.assert_close(view.cls, F.normalize(net.dino_head.mlp(tokens.cls_BD), dim=-1))
+    expected_cls = F.normalize(net.dino_head.mlp(tokens.cls_BD), dim=-1).detach()
+    torch.testing.assert_close(view.cls.flatten(0, 1), expected_cls)
     places = batch.masks.nonzero().tolist()
     assert len(view.masked) == len(places)
     for row, (crop, patch) in zip(view.masked, places, strict=True):
@@ -127,7 +198,7 @@ def test_init_weights__are_a_function_of_seed_and_sub_module() -> None:
     name = "last_layer.weight_v"
     assert not torch.equal(first[f"dino_head.{name}"], other[f"dino_head.{name}"])
     assert not torch.equal(first[f"dino_head.{name}"], first[f"ibot_head.{name}"])
-    assert {key.split(".")[0] for key in first} == set(SUB_MODULES)
+    assert {key.split(".")[0] for key in first} == {"backbone", "dino_head", "ibot_head"}
 
 
 @given(rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6))

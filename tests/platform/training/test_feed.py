@@ -10,13 +10,15 @@ import ray
 import torch
 from support.worlds import samples_at, step_input, tiny_recipe
 
-from heliostat.data.augment import all_crops
+from heliostat.config.model import RopeConfig
+from heliostat.data.augment import all_crops, undistorted_crops
 from heliostat.data.draws import Draws
 from heliostat.data.images import decode_rgb
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import Samples, WorkerShare
 from heliostat.errors import CorruptShardError, RejectedImageError
 from heliostat.models.normalise import normalise
+from heliostat.models.positions import draw_rope_jitter
 from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.training.feed import Feeder, SlotInput, StepInput, feed, prepare_slot, slot_batch
 
@@ -93,8 +95,45 @@ def test_slot_batch__normalises_and_keeps_the_draws() -> None:
     assert torch.equal(batch.local_crops, normalise(prepared.crops.local_crops))
     assert torch.equal(batch.masks, prepared.masks)
     assert str(batch.drops) == str(prepared.drops)
-    whole = SlotInput(prepared.ids, prepared.crops, prepared.masks, drops=None)
+    assert batch.ids == tuple(prepared.ids)
+    assert (batch.jitters, batch.gram_crops) == (None, None)
+    whole = SlotInput(prepared.ids, prepared.crops, prepared.masks, drops=None, jitters=None)
     assert slot_batch(whole, torch.device("cpu")).drops is None
+
+
+def test_prepare_slot__makes_the_gram_teachers_crops() -> None:
+    samples = samples_at([40, 41, 42, 43])
+    recipe = tiny_recipe({"gram": {"crop_px": 24}})
+    prepared, without = prepare_slot(recipe, 9, 2, samples), prepare_slot(RECIPE, 9, 2, samples)
+    crops = prepared.crops.gram_crops
+    assert crops is not None
+    assert crops.shape == (8, 24, 24, 3)
+    for image, (position, data) in enumerate(zip(samples.positions, samples.images, strict=True)):
+        expected = undistorted_crops(recipe.augmentation, recipe.seed, position, decode_rgb(data), 24)
+        np.testing.assert_array_equal(crops[image::4], expected)
+    assert without.crops.gram_crops is None
+    assert_same_slot(prepared, without)  # they change nothing else
+    batch = slot_batch(prepared, torch.device("cpu"))
+    assert batch.gram_crops is not None
+    assert torch.equal(batch.gram_crops, normalise(crops))
+    doubled = prepare_slot(tiny_recipe({"gram": {}}), 9, 2, samples).crops.gram_crops
+    assert doubled is not None
+    assert doubled.shape == (8, 32, 32, 3)
+
+
+def test_prepare_slot__draws_a_rotary_jitter_per_group_of_crops() -> None:
+    samples = samples_at([40, 41, 42, 43])
+    rope = RopeConfig(rescale=2.0, shift=0.1)
+    model = RECIPE.model.model_copy(update={"rope": rope})
+    recipe = RECIPE.model_copy(update={"model": model})
+    jitters = prepare_slot(recipe, 9, 2, samples).jitters
+    assert jitters == tuple(draw_rope_jitter(rope, Draws(7, "rope", 9, 2, group)) for group in range(2))
+    assert jitters is not None
+    assert jitters[0] != jitters[1]
+    assert slot_batch(prepare_slot(recipe, 9, 2, samples), torch.device("cpu")).jitters == jitters
+    assert jitters not in (prepare_slot(recipe, 9, 3, samples).jitters, prepare_slot(recipe, 8, 2, samples).jitters)
+    still = model.model_copy(update={"rope": RopeConfig(rescale=None)})
+    assert prepare_slot(RECIPE.model_copy(update={"model": still}), 9, 2, samples).jitters == (None, None)
 
 
 def test_feeder__an_image_that_cannot_be_decoded_is_named() -> None:

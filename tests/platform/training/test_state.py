@@ -6,27 +6,43 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.worlds import ORDER, Trace, encoded_images, new_networks, run_world, slot_digests, step_input, tiny_recipe
+from support.worlds import (
+    ORDER,
+    Trace,
+    encoded_images,
+    new_networks,
+    run_world,
+    slot_digests,
+    step_input,
+    tiny_recipe,
+    whole_state,
+)
 
+from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CommitLog
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import newest_good
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
+from heliostat.errors import IncompatibleCheckpointError
+from heliostat.objectives.step import TrainingStep
 from heliostat.storage import open_store
 from heliostat.training.collective import first_does
 from heliostat.training.feed import slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger, next_digest, slot_digest
-from heliostat.training.phases import PhaseClock
-from heliostat.training.state import load_state, save_state
-from heliostat.training.step import TrainingStep
+from heliostat.training.state import check_fits, load_state, save_state
 from heliostat.training.zero import ZeroEngine
 
 CPU = torch.device("cpu")
 
 
-def attempt(rank: int, world_size: int, recipe: PretrainRecipe, folder: str, until: int) -> Trace:
-    """One attempt as the product makes it, without Ray: restore the newest checkpoint, train to ``until``, commit."""
+def attempt(
+    rank: int, world_size: int, recipe: PretrainRecipe, folder: str, until: int, bad_steps: tuple[int, ...] = ()
+) -> Trace:
+    """One attempt as the product makes it, without Ray: restore the newest checkpoint, train to ``until``, commit.
+
+    At a bad step the first slot's first pixel is no number.
+    """
     store = open_store(folder)
     log = CommitLog(store)
     lease = first_does(lambda: log.acquire_lease(f"test:{world_size}"))
@@ -34,43 +50,62 @@ def attempt(rank: int, world_size: int, recipe: PretrainRecipe, folder: str, unt
     engine = ZeroEngine(student, recipe.training, SlotPlan(recipe.training.slots, world_size), CPU)
     choice = first_does(lambda: newest_good(store, log.read()))
     start, digest = 0, EMPTY
+    training = TrainingStep(recipe, engine, teacher)
     if choice is not None:
-        load_state(store, choice.manifest, engine, teacher)
+        load_state(store, choice.manifest, engine, training)
         start, digest = choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)
-    training = TrainingStep(recipe, engine, teacher, PhaseClock())
     ledger = SampleLedger(training.plan, digest)
     trace = Trace()
     for step in range(start, until):
         prepared = step_input(recipe, training.plan, rank, step)
         trace.slots.update(slot_digests(prepared, training.plan, rank))
-        trace.terms.append(training.run(step, [slot_batch(slot, CPU) for slot in prepared.slots]).terms)
+        slots = [slot_batch(slot, CPU) for slot in prepared.slots]
+        if step in bad_steps and rank == 0:
+            slots[0].global_crops[0, 0, 0, 0] = float("nan")
+        trace.terms.append(training.run(step, slots).terms)
         ledger.consumed(prepared)
-    save_state(store, log, lease, until, ledger.exchange(), engine, teacher)
+    save_state(store, log, lease, until, ledger.exchange(), engine, training)
     trace.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    trace.teacher = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    trace.teacher = whole_state(training)
     return trace
+
+
+def newest(folder: Path) -> CheckpointManifest:
+    store = open_store(str(folder))
+    choice = newest_good(store, CommitLog(store).read())
+    assert choice is not None
+    return choice.manifest
 
 
 def every_tensor(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """The whole state of the newest checkpoint, by ``kind|parameter``."""
-    store = open_store(str(folder))
-    choice = newest_good(store, CommitLog(store).read())
-    assert choice is not None
-    assert choice.manifest.step == step
-    reader = CheckpointReader(store, choice.manifest)
-    return {name: reader.read_full(*name.split("|")) for name in choice.manifest.tensors}
+    manifest = newest(folder)
+    assert manifest.step == step
+    reader = CheckpointReader(open_store(str(folder)), manifest)
+    return {name: reader.read_full(*name.split("|")) for name in manifest.tensors}
 
 
 def test_state__is_the_same_to_the_bit_after_any_walk_through_worker_counts(tmp_path: Path) -> None:
-    recipe = tiny_recipe()
-    run_world(1, attempt, recipe, str(tmp_path), 3)
-    before = every_tensor(tmp_path, 3)
-    assert any(tensor.abs().sum() > 0 for name, tensor in before.items() if name.startswith("exp_avg|"))
+    """Of a recipe that has every kind of state, and after a last step that was left out."""
+    gram = {"from_step": 1, "refresh_every_steps": 10}
+    recipe = tiny_recipe({"centring": "softmax", "ibot_head": "shared", "gram": gram})
+    ended = run_world(1, attempt, recipe, str(tmp_path), 4, (3,))[0]
+    before = every_tensor(tmp_path, 4)
+    kinds = ("master", "exp_avg", "exp_avg_sq", "teacher", "gram_teacher", "centre")
+    for kind in kinds:
+        assert any(tensor.any() for name, tensor in before.items() if name.startswith(f"{kind}|")), kind
+    assert {name.split("|")[0] for name in before} == set(kinds)
+    name = "backbone.blocks.0.mlp.fc1.weight"
+    anchor = before[f"gram_teacher|{name.removeprefix('backbone.')}"]
+    assert not torch.equal(anchor, before[f"teacher|{name}"])  # it is the teacher of an earlier step
+    assert all(torch.equal(tensor.flatten(), before[name]) for name, tensor in ended.teacher.items())
     for world_size in (2, 3, 1):
-        run_world(world_size, attempt, recipe, str(tmp_path), 3)  # restores, trains no step, commits
-        after = every_tensor(tmp_path, 3)
+        resumed = run_world(world_size, attempt, recipe, str(tmp_path), 4)[0]  # restores, trains no step, commits
+        after = every_tensor(tmp_path, 4)
         assert after.keys() == before.keys()
         assert all(torch.equal(after[name], before[name]) for name in before)
+        assert all(torch.equal(tensor, ended.teacher[name]) for name, tensor in resumed.teacher.items())
+        assert newest(tmp_path).counters == {"optimizer_steps": 3, "skips_in_a_row": 1}
 
 
 def test_resume__at_another_worker_count_continues_the_curve(tmp_path: Path) -> None:
@@ -108,10 +143,7 @@ def test_digest__of_consumed_ids_is_what_a_replay_of_the_order_gives(tmp_path: P
     for step in range(5):
         rows = ORDER.step(step, recipe.training.global_batch).reshape(recipe.training.slots, -1)
         digest = next_digest(digest, (slot_digest(ids[row] for row in slot) for slot in rows))
-    store = open_store(str(tmp_path))
-    choice = newest_good(store, CommitLog(store).read())
-    assert choice is not None
-    assert choice.manifest.digest_of_ids == digest.hex()
+    assert newest(tmp_path).digest_of_ids == digest.hex()
 
 
 def test_load_state__another_model_is_refused_by_name_on_all_workers(tmp_path: Path) -> None:
@@ -122,14 +154,34 @@ def test_load_state__another_model_is_refused_by_name_on_all_workers(tmp_path: P
         run_world(2, attempt, PretrainRecipe.model_validate(other), str(tmp_path), 2)
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            {"master|a": 3, "teacher|b": 4, "centre|dino": 5},
+            "has 5 elements of centre|dino, the recipe's model has none",
+        ),
+        ({"master|a": 3}, "has no elements of teacher|b, the recipe's model has 4"),
+        ({"master|a": 2, "teacher|b": 4}, "has 2 elements of master|a, the recipe's model has 3"),
+    ],
+)
+def test_check_fits__names_the_first_tensor_that_differs(found: dict[str, int], message: str) -> None:
+    expected = {"master|a": 3, "teacher|b": 4}
+    manifest = CheckpointManifest(
+        step=7, attempt=2, world_size=1, shards=(), tensors=expected, counters={}, digest_of_ids=""
+    )
+    check_fits(manifest, expected)
+    with pytest.raises(IncompatibleCheckpointError) as raised:
+        check_fits(manifest.model_copy(update={"tensors": found}), expected)
+    assert message in str(raised.value)
+    assert manifest.folder in str(raised.value)
+
+
 def test_uncommitted_checkpoint__is_never_chosen(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     run_world(1, attempt, recipe, str(tmp_path), 1)
     run_world(1, attempt, recipe, str(tmp_path), 2)
-    newest = max((tmp_path / "commits").iterdir())
-    assert json.loads(newest.read_text())["type"] == "checkpoint"
-    newest.unlink()  # files of step 2 are all there, its entry in the log is not
-    store = open_store(str(tmp_path))
-    choice = newest_good(store, CommitLog(store).read())
-    assert choice is not None
-    assert choice.manifest.step == 1
+    entry = max((tmp_path / "commits").iterdir())
+    assert json.loads(entry.read_text())["type"] == "checkpoint"
+    entry.unlink()  # files of step 2 are all there, its entry in the log is not
+    assert newest(tmp_path).step == 1

@@ -1,17 +1,24 @@
 """The engine under DeepSpeed against the plain one, and against itself at other worker counts (DESIGN, section 2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
-from support.worlds import Trace, new_networks, run_world, tiny_recipe, train
+from support.worlds import CPU_DEVICE, Trace, new_networks, run_world, step_input, tiny_recipe, train, whole_state
+from torch import Tensor
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
-from heliostat.objectives import losses, networks
+from heliostat.objectives import networks
+from heliostat.objectives.engine import Engine, PlainEngine
+from heliostat.objectives.koleo import koleo_loss
 from heliostat.objectives.sinkhorn import OneWorker
-from heliostat.training.engine import PlainEngine
+from heliostat.objectives.step import TrainingStep
+from heliostat.training.feed import slot_batch
 from heliostat.training.zero import ZeroEngine
 
 STEPS = 6
@@ -58,7 +65,7 @@ def train_under_zero(rank: int, world_size: int, recipe: PretrainRecipe, plant: 
     engine = ZeroEngine(student, recipe.training, SlotPlan(recipe.training.slots, world_size), torch.device("cpu"))
     if plant == "koleo":
         _plant_per_worker_koleo(recipe, world_size)
-    if plant == "sinkhorn":
+    if plant in ("sinkhorn", "centre"):
         _SeeOnlyThisWorker.plant(engine)
     trace = train(recipe, engine, range(STEPS), teacher, Trace())
     engine.close()
@@ -66,13 +73,13 @@ def train_under_zero(rank: int, world_size: int, recipe: PretrainRecipe, plant: 
 
 
 class _SeeOnlyThisWorker(OneWorker):
-    """Sinkhorn-Knopp per worker; the sums of the losses, which are short vectors in float64, stay global."""
+    """Sinkhorn-Knopp or centring per worker; sums of loss terms and norms, which are few numbers, stay global."""
 
     def __init__(self, whole: Any) -> None:
         self._whole = whole
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return self._whole.sum(values) if values.numel() <= 4 else values
+        return self._whole.sum(values) if values.numel() <= len(networks.TERMS) else values
 
     @classmethod
     def plant(cls, engine: ZeroEngine) -> None:
@@ -81,10 +88,10 @@ class _SeeOnlyThisWorker(OneWorker):
 
 def _plant_per_worker_koleo(recipe: PretrainRecipe, world_size: int) -> None:
     """KoLeo over a batch that depends on the number of workers: a part of the slot instead of the slot."""
-    whole = losses.koleo_loss
+    whole = koleo_loss
 
-    def per_worker(cls_BD: torch.Tensor) -> torch.Tensor:
-        return whole(cls_BD[: max(2, len(cls_BD) // world_size)])
+    def per_worker(cls_BD: torch.Tensor, group: int | None, neighbours: int) -> torch.Tensor:
+        return whole(cls_BD[: max(2, len(cls_BD) // world_size)], group, neighbours)
 
     setattr(networks, "koleo_loss", per_worker)  # noqa: B010 -- the name that the product looks up
 
@@ -129,6 +136,40 @@ def test_zero_engine__a_planted_per_worker_loss_is_found(reference: Trace, plant
         assert_same_training(trace, reference)
 
 
+@pytest.fixture(scope="module")
+def centred() -> PretrainRecipe:
+    """The other way to keep targets spread, one head for both losses, KoLeo in groups, a Gram teacher."""
+    return tiny_recipe(
+        {
+            "centring": "softmax",
+            "ibot_head": "shared",
+            "koleo_group": 2,
+            "gram": {"from_step": 2, "refresh_every_steps": 3, "max_refreshes": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def centred_reference(centred: PretrainRecipe) -> Trace:
+    return plain_reference(centred)
+
+
+def test_zero_engine__softmax_centring_and_a_shared_head_do_not_depend_on_workers(
+    centred: PretrainRecipe, centred_reference: Trace
+) -> None:
+    assert {name.split("|")[0] for name in centred_reference.teacher} == {"teacher", "gram_teacher", "centre"}
+    assert centred_reference.teacher["centre|ibot"].any()
+    assert centred_reference.terms[-1]["gram"] > 0
+    for trace in run_world(3, train_under_zero, centred, ""):
+        assert_same_training(trace, centred_reference)
+
+
+def test_zero_engine__a_planted_per_worker_centre_is_found(centred: PretrainRecipe, centred_reference: Trace) -> None:
+    trace = run_world(2, train_under_zero, centred, "centre")[0]
+    with pytest.raises(AssertionError):
+        assert_same_training(trace, centred_reference)
+
+
 def test_zero_engine__clips_each_sub_module_by_its_own_norm() -> None:
     """A limit that the heads exceed and the backbone does not: only the product's own clipping gives this result."""
     recipe = tiny_recipe(clip_norm=2.0)
@@ -138,21 +179,104 @@ def test_zero_engine__clips_each_sub_module_by_its_own_norm() -> None:
     assert_same_training(run_world(2, train_under_zero, recipe, "")[0], reference)
 
 
-def train_with_an_infinite_gradient(rank: int, world_size: int, recipe: PretrainRecipe) -> tuple[str, bool]:
-    """The error that a worker gets, and whether its parameters are what they were."""
+SCRIPT = ".x.xg."
+"""Good steps; steps in which slot 3 has a pixel that is no number; one whose gradient alone is infinite, on rank 0."""
+GOOD = [0, 2, 5]
+
+
+@dataclass
+class Witness:
+    """What one worker saw of the script."""
+
+    trace: Trace = field(default_factory=Trace)
+    skipped: list[tuple[str, tuple[str, ...]] | None] = field(default_factory=list)
+    in_a_row: list[int] = field(default_factory=list)
+    is_unchanged: list[bool] = field(default_factory=list)
+    adam_steps: list[int] = field(default_factory=list)
+    error: str = ""
+    ids: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+
+
+def bits(engine: ZeroEngine, training: TrainingStep) -> dict[str, Tensor]:
+    """Everything that a skipped step must leave alone: of the student, the master parameters and moments too."""
+    state = {f"{each.kind}|{each.parameter}": each.values.clone() for each in engine.state_slices()}
+    student = {f"student|{name}": value.clone() for name, value in training.student.state_dict().items()}
+    return state | student | whole_state(training)
+
+
+@contextmanager
+def infinite_gradient(engine: ZeroEngine, is_on: bool) -> Iterator[None]:
+    hook = (lambda gradient: gradient * float("inf")) if is_on else (lambda gradient: gradient)
+    handle = engine.student.backbone.norm.weight.register_hook(hook)
+    yield
+    handle.remove()
+
+
+def run_step(
+    training: TrainingStep, engine: Engine, recipe: PretrainRecipe, step: int, kind: str, seen: Witness
+) -> Any:
+    prepared = step_input(recipe, training.plan, engine.rank, step)
+    slots = [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots]
+    for index, slot in enumerate(training.plan.slots_of(engine.rank)):
+        seen.ids[step, slot] = slots[index].ids
+        if kind == "x" and slot == 3:
+            crops = slots[index].global_crops.clone()
+            crops[1, 0, 2, 2] = float("nan")
+            slots[index] = replace(slots[index], global_crops=crops)
+    return training.run(step, slots)
+
+
+def train_through_bad_steps(rank: int, world_size: int, recipe: PretrainRecipe) -> Witness:
     student, teacher = new_networks(recipe)
-    engine = ZeroEngine(student, recipe.training, SlotPlan(recipe.training.slots, world_size), torch.device("cpu"))
-    before = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    if rank == 0:
-        student.backbone.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    engine = ZeroEngine(student, recipe.training, SlotPlan(recipe.training.slots, world_size), CPU_DEVICE)
+    training, seen = TrainingStep(recipe, engine, teacher), Witness()
+    for step, kind in enumerate(SCRIPT):
+        before = bits(engine, training) if step else {}
+        with infinite_gradient(engine, kind == "g" and rank == 0):
+            result = run_step(training, engine, recipe, step, kind, seen)
+        seen.skipped.append(result.skipped and (result.skipped.reason, result.skipped.sample_ids))
+        seen.in_a_row.append(training.skips_in_a_row)
+        after = bits(engine, training)
+        seen.is_unchanged.append(before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in after))
+        seen.adam_steps.append(engine.optimizer_steps)
+        if result.skipped is None:
+            seen.trace.terms.append(result.terms)
+    seen.trace.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    seen.trace.teacher = whole_state(training)
     try:
-        train(recipe, engine, range(1), teacher, Trace())
+        for step in range(len(SCRIPT), len(SCRIPT) + 3):
+            run_step(training, engine, recipe, step, "x", seen)
     except NonFiniteLossError as error:
-        return str(error), all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    return "no error", False
+        seen.error = f"step {step}: {error}"
+    engine.close()
+    return seen
 
 
-def test_zero_engine__a_gradient_that_is_not_finite_stops_all_workers_before_the_update() -> None:
-    for message, is_unchanged in run_world(2, train_with_an_infinite_gradient, tiny_recipe()):
-        assert message.startswith("HS-RUN-002: the gradient norm of backbone is ")
-        assert is_unchanged
+def test_zero_engine__steps_that_are_not_finite_are_left_out_on_all_workers(centred: PretrainRecipe) -> None:
+    both = run_world(2, train_through_bad_steps, centred)
+    ids = both[1].ids
+    for seen in both:
+        assert [each is not None for each in seen.skipped] == [kind != "." for kind in SCRIPT]
+        assert seen.in_a_row == [0, 1, 0, 1, 2, 0]
+        assert seen.is_unchanged == [False, True, False, True, True, False]
+        assert seen.adam_steps == [1, 1, 2, 2, 2, 3]
+        for step in (1, 3):  # rank 1 alone had the slot
+            reason, samples = seen.skipped[step] or ("", ())
+            assert reason.startswith(f"step {step} is not finite (loss nan")
+            assert samples == ids[step, 3]
+        reason, samples = seen.skipped[4] or ("", ())
+        assert reason.startswith("step 4 is not finite (gradient norm of backbone ")
+        assert samples == ()
+        assert seen.error.startswith("step 8: HS-RUN-002: step 8 is not finite (loss nan")
+        assert "and so were the 2 steps before it" in seen.error
+        assert ", ".join(ids[8, 3]) in seen.error
+
+    student, teacher = new_networks(centred)
+    engine = PlainEngine(student, centred.training)
+    undisturbed, trace = TrainingStep(centred, engine, teacher), Trace()
+    for step in GOOD:
+        trace.terms.append(run_step(undisturbed, engine, centred, step, ".", Witness()).terms)
+    trace.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    trace.teacher = whole_state(undisturbed)
+    for seen in both:
+        assert_same_training(seen.trace, trace)

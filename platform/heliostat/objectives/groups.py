@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from heliostat.config.pretrain import TrainingConfig
-from heliostat.training.schedules import StepValues
+from heliostat.objectives.schedules import StepValues
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,7 +49,7 @@ def rule_of(name: str, depth: int, training: TrainingConfig) -> GroupRule:
 
 
 def _layer_of(name: str, depth: int) -> int:
-    block = re.search(r"\.blocks\.(\d+)\.", name)
+    block = re.search(r"\.blocks\.(?:\d+\.)?(\d+)\.", name)  # with or without chunks
     if block:
         return int(block.group(1)) + 1
     early = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed")

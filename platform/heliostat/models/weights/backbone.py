@@ -1,0 +1,92 @@
+"""A backbone as data: its architecture and its tensors under the released names; and the model made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heliostat.config.model import ModelConfig
+from heliostat.errors import IncompatibleCheckpointError
+from heliostat.models.vit import VisionTransformer
+
+_LISTED = 10
+"""Names of a difference that a message spells out."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a source of weights holds."""
+
+    config: ModelConfig
+    grid: int
+    """Patches along a side for which the position embedding is stored."""
+    tensors: dict[str, Tensor]
+    """By the names of the released files."""
+    origin: str
+    """Where they are from, for messages."""
+
+
+def build(weights: Weights) -> VisionTransformer:
+    """The model with these weights, in fp32 and in evaluation mode.
+
+    Raises:
+        IncompatibleCheckpointError: tensors are missing, too many or of another shape than the architecture needs.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+    check_shapes(_possible_shapes(weights), shapes, weights.origin)
+    model = VisionTransformer(weights.config, weights.grid)
+    model.load_state_dict(weights.tensors)
+    return model.float().eval()
+
+
+def _possible_shapes(weights: Weights) -> dict[str, Shape]:
+    """As ``expected_shapes``, for sizes that a file merely claims."""
+    try:
+        if weights.config.depth <= len(weights.tensors):  # each block has tensors: more of them would be missing
+            return expected_shapes(weights.config, weights.grid)
+    except (RuntimeError, OverflowError, TypeError):  # sizes that no tensor can have
+        pass
+    raise IncompatibleCheckpointError(
+        f"{weights.origin} claims to be a model of sizes that its {len(weights.tensors)} tensors cannot have",
+        "Use weights of a DINOv2 backbone, whole and of one model",
+    )
+
+
+def expected_shapes(config: ModelConfig, grid: int) -> dict[str, Shape]:
+    """Names and shapes of a model's tensors; nothing is allocated, so a hostile file cannot ask for memory."""
+    with torch.device("meta"):
+        model = VisionTransformer(config, grid)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], origin: str) -> None:
+    """Hold what a source has against what the model needs.
+
+    Raises:
+        IncompatibleCheckpointError: they differ; one line lists what is missing, unexpected and mis-shaped.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    reshaped = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    differences = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in groups.items() if names)
+    if differences:
+        raise IncompatibleCheckpointError(f"{origin} is not a DINOv2 backbone: {differences}", _next_step(missing))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _next_step(missing: list[str]) -> str:
+    if any(name.endswith(".gamma") for name in missing):
+        return "Use weights with LayerScale: every branch of a DINOv2 block has one, these have none"
+    return "Use weights of a DINOv2 backbone, whole and of one model"

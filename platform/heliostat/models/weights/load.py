@@ -1,0 +1,182 @@
+"""``load_backbone``: a backbone from wherever it is."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from heliostat.config.model import ModelConfig
+from heliostat.errors import ConfigError, InvalidValueError, UnreadableWeightsError, WeightsNotFoundError
+from heliostat.models.vit import VisionTransformer
+from heliostat.models.weights import huggingface, timm
+from heliostat.models.weights.architecture import infer
+from heliostat.models.weights.backbone import Weights, build
+from heliostat.models.weights.channels import inflate
+from heliostat.models.weights.download import is_official_name, official_file
+from heliostat.models.weights.files import FileKind, TensorFile, file_kind, read_safetensors
+from heliostat.models.weights.foreign import read_pickle
+from heliostat.models.weights.official import backbone_names
+from heliostat.models.weights.runs import LOCK_KEY, read_run
+from heliostat.storage import open_store
+
+METADATA_KEY = "heliostat"
+"""In the metadata of our own exports: architecture and grid as JSON."""
+_PROJECTION = "patch_embed.proj.weight"
+_SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+def load_backbone(
+    name_or_path: str | Path, *, channels: int | None = None, heads: int | None = None, step: int | None = None
+) -> VisionTransformer:
+    """A trained backbone in fp32, in evaluation mode; the architecture is read from what is found.
+
+    Args:
+        name_or_path: One of
+
+            - a released model: ``dinov2_vits14``, ``dinov2_vitb14_reg4`` … (downloaded once);
+            - a ``.pth`` or ``.bin`` file of DINOv2's own code: released, training checkpoint or exported teacher. It is
+              read in another process and cannot run anything;
+            - a ``.safetensors`` file: one of our exports, or tensors under the names of DINOv2, transformers or timm;
+            - a folder of transformers or timm (``config.json`` beside ``model.safetensors``, also in several parts, or
+              ``pytorch_model.bin``);
+            - a run of ours, ``<root>/runs/<name>``, in a folder or on S3: its teacher.
+        channels: Channels of the images; ``None`` as it was trained. See ``channels.inflate``.
+        heads: Attention heads, where a bare file of tensors does not say it and they are not 64 wide.
+        step: Of a run's checkpoint; ``None`` is the newest.
+
+    Raises:
+        WeightsNotFoundError: nothing is there.
+        InvalidValueError: a step of something that is no run.
+        UnreadableWeightsError: the file is broken, hostile or of no known kind.
+        IncompatibleCheckpointError: it is not a DINOv2 backbone; says which tensors differ.
+        NoCheckpointError: the run has no checkpoint, or none of this step.
+        StorageError: the store or the server does not cooperate.
+    """
+    weights = read_weights(str(name_or_path), heads, step)
+    return build(weights if channels is None else with_channels(weights, channels))
+
+
+def with_channels(weights: Weights, channels: int) -> Weights:
+    """The same backbone for images with another number of channels."""
+    tensors = dict(weights.tensors)
+    if _PROJECTION in tensors and tensors[_PROJECTION].dim() == 4:  # otherwise ``build`` reports it
+        tensors[_PROJECTION] = inflate(tensors[_PROJECTION].float(), channels)
+    config = ModelConfig.model_validate({**weights.config.model_dump(), "channels": channels})
+    return replace(weights, config=config, tensors=tensors)
+
+
+def read_weights(name_or_path: str, heads: int | None = None, step: int | None = None) -> Weights:
+    """What ``load_backbone`` builds its model of; same arguments and errors."""
+    path = Path(name_or_path).expanduser()
+    if name_or_path.startswith("s3://") or (path / LOCK_KEY).is_file():
+        return read_run(open_store(name_or_path), step)[0]
+    if step is not None:
+        raise InvalidValueError(f"step {step} was asked for, but {name_or_path} is no run", "Leave the step out")
+    if path.is_dir():
+        return _read_folder(path, heads)
+    if path.exists():
+        return _read_file(path, heads)
+    if is_official_name(name_or_path):
+        return _read_file(official_file(name_or_path), heads)
+    raise WeightsNotFoundError(
+        f"there is nothing at {name_or_path!r}, and it is no released model",
+        "Give a file or folder of weights, a run as ROOT/runs/NAME or s3://…, or a name such as dinov2_vits14",
+    )
+
+
+def _read_file(path: Path, heads: int | None) -> Weights:
+    if file_kind(path) is FileKind.PICKLE:
+        return translate(read_pickle(path), str(path), heads)
+    content = read_safetensors(path)
+    if METADATA_KEY in content.metadata:
+        return _read_own(content, str(path))
+    return translate(content.tensors, str(path), heads)
+
+
+def translate(tensors: Mapping[str, Tensor], origin: str, heads: int | None = None) -> Weights:
+    """Tensors in any known dialect as a backbone.
+
+    Raises:
+        IncompatibleCheckpointError: there is no backbone, or sizes cannot be read off.
+    """
+    if huggingface.is_huggingface(tensors):
+        released = huggingface.from_huggingface(tensors)
+        if "mask_token" not in released:  # ``use_mask_token: false``
+            released = timm.from_timm(released)
+        resize = huggingface.resize_of("register_tokens" in released)
+    else:
+        released = {name: tensors[source] for source, name in backbone_names(tensors, origin).items()}
+        resize = "auto"
+        if timm.is_timm(released):
+            released, resize = timm.from_timm(released), timm.RESIZE
+    config, grid = infer(released, origin, heads, resize)
+    return Weights(config, grid, released, origin)
+
+
+def _read_own(content: TensorFile, origin: str) -> Weights:
+    try:
+        described = json.loads(content.metadata[METADATA_KEY])
+        config = ModelConfig.model_validate_json(json.dumps(described["model"]))
+        grid = int(described["grid"])
+        if described["schema_version"] != 1 or grid < 1:
+            raise ValueError(described["schema_version"])
+    except (ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
+        raise UnreadableWeightsError(
+            f"{origin} says in its metadata nothing that this version knows ({type(error).__name__})",
+            "Use the version that wrote it",
+        ) from error
+    return Weights(config, grid, content.tensors, origin)
+
+
+def _read_folder(folder: Path, heads: int | None) -> Weights:
+    config = _json(folder / "config.json")
+    if "architecture" in config:
+        heads = heads or timm.heads_of(config)
+    else:
+        heads = huggingface.heads_of(config, str(folder / "config.json"))
+    return translate(_folder_tensors(folder), str(folder), heads)
+
+
+def _folder_tensors(folder: Path) -> dict[str, Tensor]:
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        _SAFETENSORS: lambda path: read_safetensors(path).tensors,
+        _INDEX: _read_parts,
+        _PICKLE: read_pickle,
+    }
+    for name, read in readers.items():
+        if (folder / name).is_file():
+            return read(folder / name)
+    raise WeightsNotFoundError(f"{folder} holds none of {', '.join(readers)}", "Give a folder with weights")
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    parts = _json(index).get("weight_map")
+    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
+        raise UnreadableWeightsError(f"{index} names no parts", "Get the folder again")
+    names = set(parts.values())
+    strays = [name for name in names if Path(name).name != name]
+    if strays:
+        raise UnreadableWeightsError(f"{index} names a part {strays[0]!r} outside of its folder", "Get it elsewhere")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        tensors |= read_safetensors(index.parent / name).tensors
+    return tensors
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{path.parent} is neither a run nor a folder of weights: it has neither {LOCK_KEY} nor {path.name}",
+            "Give a run, a folder of transformers or timm, or a file of weights",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UnreadableWeightsError(f"{path} is no JSON ({type(error).__name__})", "Get the folder again") from error
+    if not isinstance(value, dict):
+        raise UnreadableWeightsError(f"{path} is a {type(value).__name__}, not an object", "Get the folder again")
+    return value

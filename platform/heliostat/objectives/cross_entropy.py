@@ -1,0 +1,217 @@
+"""Cross-entropy of the teacher's and the student's distributions over prototypes, straight from bottleneck vectors.
+
+With 131,072 prototypes a slot's logits are gigabytes, and a plain loss holds several copies of them. Here they exist
+for one chunk at a time: its logits, targets, loss and gradient are computed together, in the forward pass, and what is
+kept is of the size of the vectors and of the prototypes. Every product is computed as often as in the plain form.
+
+For student vector s and target distribution t, with temperature τ: H = -Σ_k t_k log softmax(s/τ)_k.
+
+Legend: V views of the student, U views of the teacher, I items (images or masked tokens), Z bottleneck width,
+K prototypes, X = V * I rows of a chunk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heliostat.models.heads import LinearPrototypes, Prototypes
+from heliostat.models.linear import linear
+
+CHUNK_BYTES = 32 * 2**20
+"""Size of a chunk's logits in fp32: smaller ones read the prototypes more often than is hidden by their products."""
+_ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The teacher's distributions of some items, as what they are computed from: softmax(z · W / τ + offset)."""
+
+    z_UIZ: Tensor
+    prototypes: Prototypes | LinearPrototypes
+    offset_K: Tensor
+    temperature: float
+
+
+def soft_cross_entropy(
+    z_VIZ: Tensor,
+    prototypes: Prototypes | LinearPrototypes,
+    targets: Targets,
+    pairing_VU: Tensor,
+    weights_VI: Tensor,
+    temperature: float,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of cross-entropies, and the unweighted one of every student vector.
+
+    Args:
+        z_VIZ: the student's unit vectors.
+        prototypes: the student's last layer.
+        targets: the teacher's distributions of the same items.
+        pairing_VU: which of the teacher's views are targets of a view of the student, 0 or 1.
+        weights_VI: weight of each student vector's sum of cross-entropies.
+        temperature: of the student.
+        chunk_bytes: upper limit of one chunk's fp32 logits; a chunk has at least one item.
+
+    Returns:
+        The sum (scalar, fp32, with gradient) and the cross-entropies (V, I), each summed over the view's targets,
+        without gradient.
+    """
+    loss, rows_VI = _SoftCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        z_VIZ, prototypes.rows_KZ, prototypes.gain_K1, targets, pairing_VU, weights_VI, temperature, chunk_bytes
+    )
+    return loss, rows_VI
+
+
+def logit_chunks(
+    z_MZ: Tensor, prototypes: Prototypes | LinearPrototypes, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Tensor]:
+    """The fp32 logits of some vectors, (rows, K) at a time; at least one chunk, which may be empty."""
+    layer = _Layer.of(prototypes.rows_KZ, prototypes.gain_K1, compute_dtype(z_MZ))
+    for chunk in z_MZ.split(_items_per_chunk(1, len(layer.rows_KZ), chunk_bytes)):
+        yield layer.logits(chunk, 1.0)
+
+
+def effective_weights(prototypes: Prototypes | LinearPrototypes) -> Tensor:
+    """The prototypes at the lengths that they have in the logits, (K, Z), without a graph."""
+    rows_KZ, gain_K1 = prototypes.rows_KZ.detach(), prototypes.gain_K1
+    return rows_KZ if gain_K1 is None else rows_KZ * (gain_K1.detach() / _norms(rows_KZ))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products are computed: autocast's where it is on, else the tensor's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The last layer of a network, ready for products.
+
+    The gain of a weight-normalised row is applied to its logits: weights at their lengths would be one more tensor of
+    the prototypes' size.
+    """
+
+    rows_KZ: Tensor
+    scale_K: Tensor | None
+
+    @staticmethod
+    def of(rows_KZ: Tensor, gain_K1: Tensor | None, dtype: torch.dtype) -> "_Layer":
+        rows_KZ = rows_KZ.detach()
+        scale_K = None if gain_K1 is None else (gain_K1.detach() / _norms(rows_KZ)).squeeze(1)
+        return _Layer(rows_KZ.to(dtype), scale_K)
+
+    def logits(self, z_XZ: Tensor, factor: float) -> Tensor:
+        """``factor`` times the logits, (X, K), fp32 (or the vectors' own type if it is wider)."""
+        product_XK: Tensor = linear(z_XZ.to(self.rows_KZ.dtype), self.rows_KZ)
+        return product_XK.to(_accumulator(z_XZ.dtype)).mul_(factor if self.scale_K is None else self.scale_K * factor)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _norms(rows_KZ: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows_KZ.detach(), dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _items_per_chunk(views: int, prototypes: int, chunk_bytes: int) -> int:
+    return max(1, chunk_bytes // (4 * views * prototypes))
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_VIZ: Tensor,
+        rows_KZ: Tensor,
+        gain_K1: Tensor | None,
+        targets: Targets,
+        pairing_VU: Tensor,
+        weights_VI: Tensor,
+        temperature: float,
+        chunk_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = compute_dtype(z_VIZ)
+        views, items, _ = z_VIZ.shape
+        with torch.autocast(z_VIZ.device.type, enabled=False):
+            student = _Layer.of(rows_KZ, gain_K1, dtype)
+            teacher = _Layer.of(targets.prototypes.rows_KZ, targets.prototypes.gain_K1, dtype)
+            wide = _accumulator(z_VIZ.dtype)
+            losses_VI = torch.zeros(views, items, dtype=wide, device=z_VIZ.device)
+            learns = any(ctx.needs_input_grad[:3])
+            grad_z = torch.empty_like(z_VIZ, dtype=wide) if learns else None
+            grad_KZ = torch.zeros_like(rows_KZ, dtype=wide) if learns else None
+            widest = max(views, targets.z_UIZ.shape[0])
+            size = _items_per_chunk(widest, len(rows_KZ), chunk_bytes)
+            for start in range(0, items, size):
+                where = slice(start, start + size)
+                z_XZ = z_VIZ[:, where].flatten(0, 1)
+                t_XK = _mixed(_distributions(teacher, targets, where), pairing_VU)
+                log_XK = student.logits(z_XZ, 1 / temperature)
+                torch.log_softmax(log_XK, dim=-1, out=log_XK)
+                losses_VI[:, where] = -_row_dots(t_XK, log_XK).unflatten(0, (views, -1))
+                if grad_z is None or grad_KZ is None:
+                    continue
+                t_XK.mul_((weights_VI[:, where] / -temperature).reshape(-1, 1))
+                slope_XK = torch.ops.aten._log_softmax_backward_data.out(t_XK, log_XK, -1, t_XK.dtype, out=t_XK)
+                if student.scale_K is not None:
+                    slope_XK.mul_(student.scale_K)
+                slope_XK = slope_XK.to(dtype)
+                grad_z[:, where] = linear(slope_XK, student.rows_KZ.T).to(wide).unflatten(0, (views, -1))
+                _accumulate(grad_KZ, slope_XK, z_XZ.to(dtype))
+            if grad_z is not None and grad_KZ is not None:
+                grad_gain = None if gain_K1 is None else _through_weight_norm(grad_KZ, rows_KZ, gain_K1)
+                ctx.gradients = (grad_z.to(z_VIZ.dtype), grad_KZ.to(rows_KZ.dtype), grad_gain)
+            loss = (losses_VI * weights_VI).sum()
+        ctx.mark_non_differentiable(losses_VI)
+        return loss, losses_VI
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the gradient of soft_cross_entropy can be asked for once")
+        ctx.gradients = None  # they are scaled in place: nobody else holds them
+        return (*(None if each is None else each.mul_(grad_loss) for each in gradients), *[None] * 5)
+
+
+def _distributions(teacher: _Layer, targets: Targets, where: slice) -> Tensor:
+    """Targets of some items, (U, X/V, K)."""
+    z_UIZ = targets.z_UIZ[:, where]
+    t_XK = teacher.logits(z_UIZ.flatten(0, 1), 1 / targets.temperature).add_(targets.offset_K)
+    torch.softmax(t_XK, dim=-1, out=t_XK)
+    return t_XK.unflatten(0, z_UIZ.shape[:2])  # type: ignore[no-any-return]
+
+
+def _mixed(t_UIK: Tensor, pairing_VU: Tensor) -> Tensor:
+    """The sum of each student view's targets, (X, K)."""
+    if pairing_VU.shape == (1, 1):
+        return t_UIK[0]
+    mixed: Tensor = pairing_VU.to(t_UIK.dtype) @ t_UIK.flatten(1)
+    return mixed.view(-1, t_UIK.shape[-1])
+
+
+def _row_dots(left_XK: Tensor, right_XK: Tensor) -> Tensor:
+    return torch.bmm(left_XK.unsqueeze(1), right_XK.unsqueeze(2)).view(-1)
+
+
+def _accumulate(grad_KZ: Tensor, slope_XK: Tensor, z_XZ: Tensor) -> None:
+    """Add slope.T @ z, some rows at a time: whole, the product would be as large as the prototypes."""
+    for rows_XZ, columns_XK in zip(grad_KZ.split(_ROWS_AT_ONCE), slope_XK.split(_ROWS_AT_ONCE, dim=1), strict=True):
+        rows_XZ.add_(linear(columns_XK.T, z_XZ.T))
+
+
+def _through_weight_norm(grad_KZ: Tensor, rows_KZ: Tensor, gain_K1: Tensor) -> Tensor:
+    """From g / ‖v‖ times the gradient on g v / ‖v‖, the gradients on v (in place) and on g (returned)."""
+    norms_K1 = _norms(rows_KZ)
+    grad_gain = torch.empty_like(gain_K1)
+    for start in range(0, len(rows_KZ), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        grad_XZ, rows_XZ, norms_X1 = grad_KZ[part], rows_KZ[part], norms_K1[part]
+        along_X1 = (grad_XZ * rows_XZ).sum(1, keepdim=True) / norms_X1
+        grad_gain[part] = along_X1 * norms_X1 / gain_K1[part]
+        grad_XZ.addcmul_(rows_XZ, along_X1 / norms_X1, value=-1)
+    return grad_gain

@@ -1,0 +1,235 @@
+"""One optimizer step: the same mathematics for any number of workers.
+
+First the teacher sees all slots, because centring is defined over the global batch; then the student goes through its
+slots one by one. Everything that depends on "the batch" is per slot or per global batch; the number of workers appears
+only in who computes which slot (``data/slots.py``).
+
+What is kept of the teacher's targets is a bottleneck vector per token and an offset per prototype; distributions are
+made from them where they are compared (``cross_entropy.py``).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.slots import SlotPlan
+from heliostat.errors import NonFiniteLossError
+from heliostat.models.heads import ProjectionHead
+from heliostat.models.weights.runs import TEACHER
+from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
+from heliostat.objectives.cross_entropy import CHUNK_BYTES, Targets, effective_weights, logit_chunks
+from heliostat.objectives.engine import Engine, autocast
+from heliostat.objectives.gram import gram_teacher_refreshes
+from heliostat.objectives.networks import (
+    TERMS,
+    Network,
+    SlotBatch,
+    SlotTargets,
+    TeacherView,
+    gram_anchor,
+    update_teacher,
+)
+from heliostat.objectives.schedules import StepValues, values_at
+from heliostat.objectives.sinkhorn import sinkhorn_offset
+
+GRAM_TEACHER, CENTRE = "gram_teacher", "centre"
+"""Kinds of state that every worker holds whole, as the teacher."""
+_NAMED_IDS = 20
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedStep:
+    """Why a step's update was left out, and the samples of the slots whose loss was not finite.
+
+    No sample is named where all losses were finite and the gradient was not.
+    """
+
+    reason: str
+    sample_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step tells: means over its slots, gradient norms per sub-module before clipping, scheduled values."""
+
+    terms: dict[str, float]
+    gradient_norms: dict[str, float]
+    values: StepValues
+    skipped: SkippedStep | None = None
+    """None if the update was made."""
+
+
+class TrainingStep:
+    """Student and teacher of a run, advanced one step at a time.
+
+    Args:
+        recipe: the run.
+        engine: holds the student.
+        teacher: the teacher's network, which this object owns from now on.
+        phase: called with the name of each part of a step, to measure it.
+    """
+
+    def __init__(
+        self, recipe: PretrainRecipe, engine: Engine, teacher: Network, phase: Phase = lambda _: nullcontext()
+    ) -> None:
+        self._recipe = recipe
+        self._engine = engine
+        self._phase = phase
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.gram_teacher = copy.deepcopy(teacher.backbone) if recipe.objective.gram is not None else None
+        self.plan = SlotPlan(recipe.training.slots, engine.world_size)
+        device = next(teacher.parameters()).device
+        self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
+        self._centres: dict[str, Tensor] = {}
+        if recipe.objective.centring == "softmax":
+            self._centres = {
+                name: torch.zeros(len(head.last_layer.rows_KZ), device=device) for name, head in self._heads.items()
+            }
+        self.skips_in_a_row = 0
+
+    @property
+    def student(self) -> Network:
+        """The student's network."""
+        return self._engine.student
+
+    def replicated_state(self) -> dict[str, dict[str, Tensor]]:
+        """State that every worker holds whole, by kind and name; checkpoints read and overwrite these tensors."""
+        state = {TEACHER: {name: parameter.data for name, parameter in self.teacher.named_parameters()}}
+        if self.gram_teacher is not None:
+            state[GRAM_TEACHER] = {name: parameter.data for name, parameter in self.gram_teacher.named_parameters()}
+        if self._centres:
+            state[CENTRE] = self._centres
+        return state
+
+    def run(self, step: int, slots: Sequence[SlotBatch], values: StepValues | None = None) -> StepResult:
+        """Advance student and teacher by one step.
+
+        A step whose loss or gradient is not finite is left out: no parameter, moment, centre or teacher changes.
+
+        Args:
+            step: index of the step, from 0.
+            slots: this worker's slots in the order of ``SlotPlan.slots_of(rank)``.
+            values: learning rate and so on; None takes the recipe's schedules.
+
+        Raises:
+            NonFiniteLossError: one step more in a row than ``training.nonfinite_steps`` was not finite; on every worker
+                alike, naming the samples.
+        """
+        values = values or values_at(step, self._recipe.training, self._recipe.objective)
+        with self._phase("teacher_s"):
+            self._refresh_gram_teacher(step)
+            views = self._views(slots)
+            targets = self._targets(views, values.teacher_temperature)
+        with self._phase("student_s"):
+            terms, broken = self._accumulate(step, slots, targets)
+        norms = self._engine.gradient_norms()
+        fault = self._fault(step, {**terms, **{f"gradient norm of {name}": norm for name, norm in norms.items()}})
+        if fault is not None:
+            skipped = self._skip(fault, [sample for index in broken for sample in slots[index].ids])
+            return StepResult(terms, norms, values, skipped)
+        self.skips_in_a_row = 0
+        with self._phase("optimizer_s"):
+            self._engine.step(values, norms)
+        with self._phase("ema_s"):
+            self._move_centres(views)  # with the prototypes that gave the targets, before they move
+            update_teacher(self.teacher, self._engine.student, values.ema_momentum)
+        return StepResult(terms, norms, values)
+
+    def _refresh_gram_teacher(self, step: int) -> None:
+        gram = self._recipe.objective.gram
+        if gram is not None and self.gram_teacher is not None and gram_teacher_refreshes(step, gram):
+            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
+
+    def _views(self, slots: Sequence[SlotBatch]) -> list[TeacherView]:
+        with autocast(self._recipe.training, slots[0].global_crops.device):
+            return [self.teacher.view(slot) for slot in slots]
+
+    @torch.no_grad()
+    def _targets(self, views: Sequence[TeacherView], temperature: float) -> list[SlotTargets]:
+        vectors = {"dino": [view.cls.flatten(0, 1) for view in views], "ibot": [view.masked for view in views]}
+        offsets = {
+            name: self._offset(name, torch.cat(vectors[name]), head, temperature) for name, head in self._heads.items()
+        }
+        cls_layer, patch_layer = (head.last_layer for head in self._heads.values())
+        return [
+            SlotTargets(
+                cls=Targets(view.cls, cls_layer, offsets["dino"], temperature),
+                masked=Targets(view.masked.unsqueeze(0), patch_layer, offsets["ibot"], temperature),
+            )
+            for view in views
+        ]
+
+    def _offset(self, name: str, z_MZ: Tensor, head: ProjectionHead, temperature: float) -> Tensor:
+        objective = self._recipe.objective
+        if name in self._centres:
+            return centre_offset(self._centres[name], temperature)
+        with autocast(self._recipe.training, z_MZ.device):
+            chunks: Callable[[], Iterable[Tensor]] = lambda: logit_chunks(z_MZ, head.last_layer)  # noqa: E731
+            if z_MZ.shape[0] * len(head.last_layer.rows_KZ) * 4 <= CHUNK_BYTES:
+                kept = list(chunks())
+                chunks = lambda: kept  # noqa: E731
+            return sinkhorn_offset(chunks, temperature, objective.sinkhorn_iterations, self._engine.reducer)
+
+    def _accumulate(
+        self, step: int, slots: Sequence[SlotBatch], targets: Sequence[SlotTargets]
+    ) -> tuple[dict[str, float], list[int]]:
+        """Means of the loss terms over all slots, and which of this worker's slots have a loss that is not finite."""
+        turns = self.plan.turns_of(self._engine.rank)
+        counted: list[Tensor] = []
+        for round_index, turn in enumerate(turns):
+            index = round_index if turn.counts else 0
+            losses = self._engine.losses(slots[index], self._with_gram(step, slots[index], targets[index]))
+            if turn.counts:
+                counted.append(torch.stack([losses[term].detach().double() for term in TERMS]))
+            weight = self.plan.loss_weight if turn.counts else 0.0
+            self._engine.backward(losses["loss"] * weight, is_last_round=round_index == len(turns) - 1)
+        by_slot = torch.stack(counted)
+        means = (self._engine.reducer.sum(by_slot.sum(0)) / self.plan.slots).tolist()
+        broken = (~by_slot.isfinite().all(1)).nonzero().flatten().tolist()
+        # A weightless turn repeats a slot that counts on the same worker, so a non-finite value in it shows here too.
+        return dict(zip(TERMS, means, strict=True)), broken
+
+    @torch.no_grad()
+    def _with_gram(self, step: int, slot: SlotBatch, targets: SlotTargets) -> SlotTargets:
+        gram = self._recipe.objective.gram
+        if gram is None or self.gram_teacher is None or step < gram.from_step:
+            return targets
+        with autocast(self._recipe.training, slot.global_crops.device):
+            anchor = gram_anchor(self.gram_teacher, slot)
+        return SlotTargets(targets.cls, targets.masked, anchor)
+
+    def _fault(self, step: int, numbers: Mapping[str, float]) -> str | None:
+        wrong = ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
+        return f"step {step} is not finite ({wrong})" if wrong else None
+
+    def _skip(self, fault: str, ids: list[str]) -> SkippedStep:
+        self._engine.discard()
+        named = self._engine.gather(ids)
+        self.skips_in_a_row += 1
+        limit = self._recipe.training.nonfinite_steps
+        if self.skips_in_a_row <= limit:
+            return SkippedStep(fault, tuple(named))
+        more = f" and {len(named) - _NAMED_IDS} more" if len(named) > _NAMED_IDS else ""
+        samples = f"; samples of the slots: {', '.join(named[:_NAMED_IDS])}{more}" if named else ""
+        raise NonFiniteLossError(
+            f"{fault}, and so were the {limit} steps before it, which were left out{samples}",
+            "Look at these samples, or resume from the last checkpoint with a lower training.base_lr or "
+            "training.precision fp32",
+        )
+
+    @torch.no_grad()
+    def _move_centres(self, views: Sequence[TeacherView]) -> None:
+        momentum = self._recipe.objective.centre_momentum
+        for name, centre_K in self._centres.items():
+            weights_KZ = effective_weights(self._heads[name].last_layer)
+            vectors = [view.cls.flatten(0, 1) if name == "dino" else view.masked for view in views]
+            means = [mean_logits(z_MZ, weights_KZ) for z_MZ in vectors if len(z_MZ)]
+            centre_K.copy_(next_centre(centre_K, means, self._engine.reducer, momentum))

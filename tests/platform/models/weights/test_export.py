@@ -1,0 +1,79 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.backbones import PX, images, same_weights, small_backbone, tokens_of
+
+from heliostat.errors import ExportExistsError, ExportMismatchError, InvalidValueError
+from heliostat.models.weights import export, graphs
+from heliostat.models.weights.export import FILES, Format, at_size, export_backbone
+from heliostat.models.weights.load import load_backbone
+
+
+@pytest.mark.parametrize("format", ["safetensors", "huggingface", "timm", "torch-export"])
+def test_export_backbone__tells_what_it_wrote(format: Format, tmp_path: Path) -> None:
+    result = export_backbone(small_backbone(), format, tmp_path / "new")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert {file.name: (file.size_bytes, file.sha256) for file in result.files} == {
+        name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in written.items()
+    }
+    assert set(written) <= set(FILES[format])
+    assert result.px == PX
+    assert result.max_difference < 1e-6
+
+
+def test_export_backbone__overwrites_only_when_told_to(tmp_path: Path) -> None:
+    export_backbone(small_backbone(seed=0), "safetensors", tmp_path)
+    with pytest.raises(ExportExistsError, match=r"already holds model\.safetensors"):
+        export_backbone(small_backbone(seed=1), "timm", tmp_path)
+    assert same_weights(load_backbone(tmp_path / "model.safetensors"), small_backbone(seed=0))
+    export_backbone(small_backbone(seed=1), "safetensors", tmp_path, overwrite=True)
+    assert same_weights(load_backbone(tmp_path / "model.safetensors"), small_backbone(seed=1))
+
+
+def test_export_backbone__files_of_an_earlier_export_do_not_stay_behind(tmp_path: Path) -> None:
+    export_backbone(small_backbone(), "huggingface", tmp_path)
+    export_backbone(small_backbone(channels=4), "huggingface", tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_export_backbone__what_computes_something_else_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**tensors, "norm.weight": tensors["norm.weight"] * 1.001}
+
+    monkeypatch.setattr(export, "_contiguous", planted)
+    with pytest.raises(ExportMismatchError, match="the safetensors export differs from the model by"):
+        export_backbone(small_backbone(), "safetensors", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("px", [42, 98, 70])
+@pytest.mark.parametrize("model", [{}, {"registers": 4}], ids=str)
+def test_at_size__computes_the_same_at_its_size(px: int, model: dict[str, Any]) -> None:
+    backbone = small_backbone(**model)
+    fixed = at_size(backbone, px)
+    assert fixed.grid == px // 14
+    torch.testing.assert_close(
+        tokens_of(fixed, images(px)).patches_BND, tokens_of(backbone, images(px)).patches_BND, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("px", "nearest"), [(71, 70), (13, 14), (0, 14)])
+def test_at_size__is_a_multiple_of_the_patch(px: int, nearest: int) -> None:
+    with pytest.raises(InvalidValueError, match=rf"px {px} is not a multiple .* of 14 pixels\. Give {nearest}\."):
+        at_size(small_backbone(), px)
+
+
+def test_export_backbone__a_dynamic_batch_is_of_graphs_only(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match="a timm export has no fixed batch"):
+        export_backbone(small_backbone(), "timm", tmp_path, dynamic_batch=True)
+
+
+def test_difference__another_shape_is_infinite() -> None:
+    backbone = small_backbone(registers=2)
+    assert export._difference(backbone, graphs.Flat(backbone)) == 0.0
+    assert export._difference(backbone, lambda x: graphs.Flat(backbone)(x)[:2]) == float("inf")
