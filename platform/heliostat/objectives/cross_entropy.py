@@ -39,7 +39,7 @@ def soft_cross_entropy(
     z_VIZ: Tensor,
     prototypes: Prototypes | LinearPrototypes,
     targets: Targets,
-    pairing_VU: Tensor,
+    pairing_VU: Tensor | None,
     weights_VI: Tensor,
     temperature: float,
     chunk_bytes: int = CHUNK_BYTES,
@@ -50,7 +50,8 @@ def soft_cross_entropy(
         z_VIZ: the student's unit vectors.
         prototypes: the student's last layer.
         targets: the teacher's distributions of the same items.
-        pairing_VU: which of the teacher's views are targets of a view of the student, 0 or 1.
+        pairing_VU: which of the teacher's views are targets of a view of the student, 0 or 1; None pairs each view of
+            the student with the teacher's of the same index.
         weights_VI: weight of each student vector's sum of cross-entropies.
         temperature: of the student.
         chunk_bytes: upper limit of one chunk's fp32 logits; a chunk has at least one item.
@@ -114,7 +115,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _norms(rows_KZ: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows_KZ.detach(), dim=1, keepdim=True).clamp_min(1e-12)
+    norms_K1: Tensor = torch.linalg.vector_norm(rows_KZ.detach(), dim=1, keepdim=True)
+    return norms_K1.clamp_min(1e-12)
 
 
 def _items_per_chunk(views: int, prototypes: int, chunk_bytes: int) -> int:
@@ -129,7 +131,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         rows_KZ: Tensor,
         gain_K1: Tensor | None,
         targets: Targets,
-        pairing_VU: Tensor,
+        pairing_VU: Tensor | None,
         weights_VI: Tensor,
         temperature: float,
         chunk_bytes: int,
@@ -186,10 +188,10 @@ def _distributions(teacher: _Layer, targets: Targets, where: slice) -> Tensor:
     return t_XK.unflatten(0, z_UIZ.shape[:2])  # type: ignore[no-any-return]
 
 
-def _mixed(t_UIK: Tensor, pairing_VU: Tensor) -> Tensor:
+def _mixed(t_UIK: Tensor, pairing_VU: Tensor | None) -> Tensor:
     """The sum of each student view's targets, (X, K)."""
-    if pairing_VU.shape == (1, 1):
-        return t_UIK[0]
+    if pairing_VU is None:
+        return t_UIK.flatten(0, 1)
     mixed: Tensor = pairing_VU.to(t_UIK.dtype) @ t_UIK.flatten(1)
     return mixed.view(-1, t_UIK.shape[-1])
 

@@ -1,9 +1,10 @@
 """What the training step needs of an engine, and the plainest one: one process, torch only."""
 
+import math
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from heliostat.config.pretrain import TrainingConfig
 from heliostat.objectives.groups import GroupRule, parameter_groups
@@ -67,6 +68,10 @@ def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
+def _norm(gradients: list[Tensor]) -> float:
+    return math.sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in gradients))
+
+
 class PlainEngine:
     """One process, no DeepSpeed: every slot is a round."""
 
@@ -91,7 +96,7 @@ class PlainEngine:
 
     def gradient_norms(self) -> dict[str, float]:
         """Norm of the gradient per sub-module."""
-        return {name: float(nn.utils.get_total_norm(self._gradients(name))) for name in self.student.sub_modules}
+        return {name: _norm(self._gradients(name)) for name in self.student.sub_modules}
 
     def step(self, values: StepValues, norms: dict[str, float]) -> None:
         """Clip, update, clear."""

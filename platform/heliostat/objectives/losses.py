@@ -63,8 +63,6 @@ def ibot_loss(
         crops: global crops of the slot; those without a mask count, with a loss of 0.
         temperature: of the student.
     """
-    pairing_VU = torch.ones(1, 1, device=z_MZ.device)
-    loss, _ = soft_cross_entropy(
-        z_MZ.unsqueeze(0), prototypes, targets, pairing_VU, (weights_M / crops).unsqueeze(0), temperature
-    )
+    weights_VM = (weights_M / crops).unsqueeze(0)
+    loss, _ = soft_cross_entropy(z_MZ.unsqueeze(0), prototypes, targets, None, weights_VM, temperature)
     return loss

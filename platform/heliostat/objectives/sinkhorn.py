@@ -5,8 +5,8 @@ Sinkhorn-Knopp scales the rows (prototypes) and columns (tokens) of exp(logits /
 but the softmax's own normalisation. So no target is ever stored: a worker keeps each token's logits (or the vectors to
 recompute them from) and the offset.
 
-Source: Cuturi 2013; SwAV, arXiv 2006.09882; DINOv2, arXiv 2304.07193, section 4. Here in the log domain, which cannot
-overflow whatever the prototypes' norms are.
+Source: Cuturi 2013; SwAV, arXiv 2006.09882; DINOv2, arXiv 2304.07193, section 4. Here the first iteration is computed
+on logarithms and the others on softmaxes, which cannot overflow whatever the prototypes' norms are.
 
 Legend: T tokens of this worker, K prototypes.
 """
@@ -53,21 +53,30 @@ def sinkhorn_offset(
         iterations: Sinkhorn-Knopp iterations, at least 1; each costs one pass over the logits.
         reducer: reductions over the workers.
     """
-    offset: Tensor | None = None
-    for _ in range(iterations):
-        rows: Tensor | None = None
-        for chunk in logits():
-            scaled_TK = chunk.float() / temperature
-            if offset is not None:
-                scaled_TK = scaled_TK - torch.logsumexp(scaled_TK + offset, dim=1, keepdim=True)
-            lse = torch.logsumexp(scaled_TK, dim=0)
-            rows = lse if rows is None else torch.logaddexp(rows, lse)
-        if rows is None:
-            raise ValueError("logits() must give at least one chunk, which may have no rows")
-        offset = -_log_sum(rows, reducer)
-    if offset is None:
+    if iterations < 1:
         raise ValueError("iterations must be at least 1")
-    return offset
+    offset_K = -_log_sum(_first_rows(logits(), temperature), reducer)
+    for _ in range(iterations - 1):
+        rows_K = torch.zeros_like(offset_K, dtype=torch.float64)
+        for chunk in logits():
+            shifted_TK = torch.add(offset_K, chunk.float(), alpha=1 / temperature)
+            rows_K += torch.softmax(shifted_TK, dim=-1, out=shifted_TK).sum(0)
+        # Never 0 where there are tokens: after the first iteration some token of the world gives each prototype at
+        # least 1 / (tokens * prototypes), so logarithms are needed once only. A token that is not finite leaves the
+        # offset as it is, so that it spoils the loss of its own slot only.
+        rows_K = reducer.sum(rows_K)
+        offset_K = torch.where(rows_K > 0, offset_K - torch.log(rows_K).to(offset_K.dtype), offset_K)
+    return offset_K
+
+
+def _first_rows(chunks: Iterable[Tensor], temperature: float) -> Tensor:
+    rows_K: Tensor | None = None
+    for chunk in chunks:
+        lse_K = torch.logsumexp(chunk.float() / temperature, dim=0)
+        rows_K = lse_K if rows_K is None else torch.logaddexp(rows_K, lse_K)
+    if rows_K is None:
+        raise ValueError("logits() must give at least one chunk, which may have no rows")
+    return rows_K
 
 
 def _log_sum(log_values: Tensor, reducer: Reducer) -> Tensor:

@@ -8,7 +8,6 @@ What is kept of the teacher's targets is a bottleneck vector per token and an of
 made from them where they are compared (``cross_entropy.py``).
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +20,7 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
 from heliostat.models.heads import ProjectionHead
+from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
 from heliostat.objectives.cross_entropy import CHUNK_BYTES, Targets, effective_weights, logit_chunks
@@ -84,7 +84,7 @@ class TrainingStep:
         self._engine = engine
         self._phase = phase
         self.teacher = teacher.requires_grad_(False).eval()
-        self.gram_teacher = copy.deepcopy(teacher.backbone) if recipe.objective.gram is not None else None
+        self.gram_teacher = self._new_gram_teacher() if recipe.objective.gram is not None else None
         self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         device = next(teacher.parameters()).device
         self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
@@ -142,6 +142,11 @@ class TrainingStep:
             self._move_centres(views)  # with the prototypes that gave the targets, before they move
             update_teacher(self.teacher, self._engine.student, values.ema_momentum)
         return StepResult(terms, norms, values)
+
+    def _new_gram_teacher(self) -> VisionTransformer:
+        backbone = VisionTransformer(self._recipe.model, self.teacher.backbone.grid)
+        backbone.load_state_dict(self.teacher.backbone.state_dict())
+        return backbone.to(next(self.teacher.parameters()).device).requires_grad_(False).eval()
 
     def _refresh_gram_teacher(self, step: int) -> None:
         gram = self._recipe.objective.gram
@@ -219,8 +224,9 @@ class TrainingStep:
             return SkippedStep(fault, tuple(named))
         more = f" and {len(named) - _NAMED_IDS} more" if len(named) > _NAMED_IDS else ""
         samples = f"; samples of the slots: {', '.join(named[:_NAMED_IDS])}{more}" if named else ""
+        before = f", and neither were the {limit} steps before it, which were left out" if limit else ""
         raise NonFiniteLossError(
-            f"{fault}, and so were the {limit} steps before it, which were left out{samples}",
+            f"{fault}{before}{samples}",
             "Look at these samples, or resume from the last checkpoint with a lower training.base_lr or "
             "training.precision fp32",
         )

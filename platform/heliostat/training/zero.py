@@ -137,7 +137,7 @@ class ZeroEngine:
         for shard in self._zero.single_partition_of_fp32_groups:
             # One step tensor each: a shared one would be advanced once per group.
             self._zero.optimizer.state[shard] = {
-                "step": torch.tensor(float(optimizer_steps)),
+                "step": torch.tensor(float(optimizer_steps), device=shard.device),
                 **{moment: torch.zeros_like(shard).detach() for moment in MOMENTS},
             }
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heliostat.models.heads import LinearPrototypes, Prototypes
-from heliostat.objectives.cross_entropy import Targets, effective_weights, logit_chunks, soft_cross_entropy
+from heliostat.objectives.cross_entropy import (
+    CHUNK_BYTES,
+    Targets,
+    effective_weights,
+    logit_chunks,
+    soft_cross_entropy,
+)
 
 Layer = Prototypes | LinearPrototypes
 WIDTH = 8
@@ -50,8 +56,6 @@ class Case:
         offset = torch.randn(prototypes, generator=generator)
         self.targets = Targets(unit(of_teacher, items), teacher, offset, TEACHER_TEMPERATURE)
         self.pairing = (torch.rand(views, of_teacher, generator=generator) < 0.6).float()
-        if self.pairing.shape == (1, 1):  # the only pair there is
-            self.pairing.fill_(1.0)
         self.weights = torch.rand(views, items, generator=generator)
 
     def double(self) -> "Case":
@@ -203,3 +207,13 @@ def test_logit_chunks__are_those_of_the_layer_in_order(kind: str, tokens: int) -
 def test_effective_weights__are_what_the_layer_multiplies_with(kind: str) -> None:
     layer = random_layer(kind, 6, 0)
     torch.testing.assert_close(effective_weights(layer), layer(torch.eye(WIDTH)).T.detach())
+
+
+def test_soft_cross_entropy__without_a_pairing_pairs_views_of_the_same_index() -> None:
+    case = Case("weight_norm", views=2, of_teacher=2, items=5, prototypes=7, seed=3)
+    case.pairing = torch.eye(2)
+    paired, rows_VI = case.ours(CHUNK_BYTES)
+    alone, alone_VI = soft_cross_entropy(
+        case.z, case.layer, case.targets, None, case.weights, STUDENT_TEMPERATURE, CHUNK_BYTES
+    )
+    torch.testing.assert_close((alone, alone_VI), (paired, rows_VI))

@@ -290,7 +290,7 @@ def test_run__stops_after_more_bad_steps_in_a_row_than_allowed_and_names_the_sam
         outcomes(step, "xxx")
     message = str(raised.value)
     assert message.startswith("HS-RUN-002: step 2 is not finite (loss nan")
-    assert "and so were the 2 steps before it, which were left out" in message
+    assert "and neither were the 2 steps before it, which were left out" in message
     assert "; samples of the slots: sample-2-0, sample-2-1, sample-2-2, sample-2-3" in message
     assert "sample-102" not in message
     assert same(everything(step), before)

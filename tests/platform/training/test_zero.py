@@ -268,7 +268,7 @@ def test_zero_engine__steps_that_are_not_finite_are_left_out_on_all_workers(cent
         assert reason.startswith("step 4 is not finite (gradient norm of backbone ")
         assert samples == ()
         assert seen.error.startswith("step 8: HS-RUN-002: step 8 is not finite (loss nan")
-        assert "and so were the 2 steps before it" in seen.error
+        assert "and neither were the 2 steps before it" in seen.error
         assert ", ".join(ids[8, 3]) in seen.error
 
     student, teacher = new_networks(centred)
