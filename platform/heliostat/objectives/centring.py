@@ -12,9 +12,9 @@ Legend: M tokens of a slot, Z bottleneck width, K prototypes.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from heliostat.objectives.cross_entropy import Layer
 from heliostat.objectives.sinkhorn import Reducer
 
 
@@ -24,14 +24,14 @@ def centre_offset(centre_K: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def mean_logits(z_MZ: Tensor, weight_KZ: Tensor) -> Tensor:
-    """Mean over a slot's tokens of their logits ``z @ weight.T``, shape (K,), fp32.
+def mean_logits(z_MZ: Tensor, layer: Layer) -> Tensor:
+    """Mean over a slot's tokens of their logits, shape (K,), fp32.
 
     Logits are linear in the bottleneck vectors, so these are averaged first: no (M, K) matrix.
 
     Args:
         z_MZ: bottleneck vectors, at least one.
-        weight_KZ: the prototypes, at the lengths that they have in the logits.
+        layer: the teacher's last layer, in fp32.
 
     Raises:
         ValueError: without tokens there is no mean.
@@ -39,7 +39,7 @@ def mean_logits(z_MZ: Tensor, weight_KZ: Tensor) -> Tensor:
     if not len(z_MZ):
         raise ValueError("a slot without tokens has no mean of logits: leave it out")
     with torch.autocast(z_MZ.device.type, enabled=False):
-        return F.linear(z_MZ.float().mean(0), weight_KZ.float())
+        return layer.logits(z_MZ.float().mean(0, keepdim=True))[0]
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
 
 
 def _norm(gradients: list[Tensor]) -> float:
-    return math.sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in gradients))
+    return math.sqrt(sum(norm**2 for norm in torch.stack(list(torch._foreach_norm(gradients))).tolist()))
 
 
 class PlainEngine:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heliostat.models.heads import LinearPrototypes, Prototypes
-from heliostat.objectives.cross_entropy import Targets, soft_cross_entropy
+from heliostat.objectives.cross_entropy import AnyPrototypes, Layer, Targets, soft_cross_entropy
 
 GLOBAL_CROPS = 2
 
@@ -26,7 +25,7 @@ class DinoLosses:
 
 
 def dino_losses(
-    z_VBZ: Tensor, prototypes: Prototypes | LinearPrototypes, targets: Targets, temperature: float
+    z_VBZ: Tensor, prototypes: AnyPrototypes, targets: Targets, temperature: float, layer: Layer | None = None
 ) -> DinoLosses:
     """Image-level loss: the mean over the 2 L + 2 pairs of a teacher's crop and another crop of the student.
 
@@ -35,23 +34,25 @@ def dino_losses(
         prototypes: the student's last layer.
         targets: the teacher's, of the two global crops of the same images.
         temperature: of the student.
+        layer: ``prototypes``, prepared, where that was done already.
     """
     views, images, _ = z_VBZ.shape
     pairing_VU = torch.ones(views, GLOBAL_CROPS, device=z_VBZ.device)
     pairing_VU[:GLOBAL_CROPS] -= torch.eye(GLOBAL_CROPS, device=z_VBZ.device)  # never a crop with itself
     weight = 1 / ((2 * (views - GLOBAL_CROPS) + 2) * images)
     weights_VB = torch.full((views, images), weight, device=z_VBZ.device)
-    total, rows_VB = soft_cross_entropy(z_VBZ, prototypes, targets, pairing_VU, weights_VB, temperature)
+    total, rows_VB = soft_cross_entropy(z_VBZ, prototypes, targets, pairing_VU, weights_VB, temperature, layer)
     return DinoLosses(total, rows_VB[:GLOBAL_CROPS].sum() * weight, rows_VB[GLOBAL_CROPS:].sum() * weight)
 
 
 def ibot_loss(
     z_MZ: Tensor,
-    prototypes: Prototypes | LinearPrototypes,
+    prototypes: AnyPrototypes,
     targets: Targets,
     weights_M: Tensor,
     crops: int,
     temperature: float,
+    layer: Layer | None = None,
 ) -> Tensor:
     """Masked-patch loss: the mean over all global crops of the mean over a crop's masked tokens.
 
@@ -62,7 +63,8 @@ def ibot_loss(
         weights_M: 1 / (masked tokens of the token's crop).
         crops: global crops of the slot; those without a mask count, with a loss of 0.
         temperature: of the student.
+        layer: ``prototypes``, prepared, where that was done already.
     """
     weights_VM = (weights_M / crops).unsqueeze(0)
-    loss, _ = soft_cross_entropy(z_MZ.unsqueeze(0), prototypes, targets, None, weights_VM, temperature)
+    loss, _ = soft_cross_entropy(z_MZ.unsqueeze(0), prototypes, targets, None, weights_VM, temperature, layer)
     return loss

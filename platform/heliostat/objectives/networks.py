@@ -15,7 +15,7 @@ from heliostat.models.block import DropPlan
 from heliostat.models.heads import ProjectionHead
 from heliostat.models.positions import RopeJitter
 from heliostat.models.vit import VisionTransformer
-from heliostat.objectives.cross_entropy import Targets
+from heliostat.objectives.cross_entropy import Layer, Targets, compute_dtype
 from heliostat.objectives.gram import gram_loss, resize_features
 from heliostat.objectives.koleo import koleo_loss
 from heliostat.objectives.losses import GLOBAL_CROPS, dino_losses, ibot_loss
@@ -125,14 +125,17 @@ class Network(nn.Module):
         images = len(slot.global_crops) // GLOBAL_CROPS
         cls_z, masked_z = self._bottlenecks(torch.cat([whole.cls_BD, local.cls_BD]), patches_MD)
         temperature = objective.student_temperature
-        dino = dino_losses(cls_z.unflatten(0, (-1, images)), self.dino_head.last_layer, targets.cls, temperature)
+        cls_layer, patch_layer = self.dino_head.last_layer, self.patch_head.last_layer
+        shared = Layer.of(cls_layer, compute_dtype(cls_z)) if patch_layer is cls_layer else None
+        dino = dino_losses(cls_z.unflatten(0, (-1, images)), cls_layer, targets.cls, temperature, shared)
         ibot = ibot_loss(
             masked_z,
-            self.patch_head.last_layer,
+            patch_layer,
             targets.masked,
             mask_weights(slot.masks),
             len(slot.global_crops),
             temperature,
+            shared,
         )
         koleo = _koleo(whole.cls_BD, objective)
         loss = objective.dino_weight * dino.total + objective.ibot_weight * ibot + objective.koleo_weight * koleo

@@ -19,11 +19,10 @@ from torch import Tensor
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
-from heliostat.models.heads import ProjectionHead
 from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
-from heliostat.objectives.cross_entropy import CHUNK_BYTES, Targets, effective_weights, logit_chunks
+from heliostat.objectives.cross_entropy import CHUNK_BYTES, Layer, Targets, compute_dtype
 from heliostat.objectives.engine import Engine, autocast
 from heliostat.objectives.gram import gram_teacher_refreshes
 from heliostat.objectives.networks import (
@@ -160,28 +159,32 @@ class TrainingStep:
     @torch.no_grad()
     def _targets(self, views: Sequence[TeacherView], temperature: float) -> list[SlotTargets]:
         vectors = {"dino": [view.cls.flatten(0, 1) for view in views], "ibot": [view.masked for view in views]}
-        offsets = {
-            name: self._offset(name, torch.cat(vectors[name]), head, temperature) for name, head in self._heads.items()
-        }
-        cls_layer, patch_layer = (head.last_layer for head in self._heads.values())
+        with autocast(self._recipe.training, views[0].cls.device):
+            layers = {
+                id(head): Layer.of(head.last_layer, compute_dtype(views[0].cls)) for head in set(self._heads.values())
+            }
+            of_head = {name: layers[id(head)] for name, head in self._heads.items()}
+            offsets = {
+                name: self._offset(name, torch.cat(vectors[name]), layer, temperature)
+                for name, layer in of_head.items()
+            }
         return [
             SlotTargets(
-                cls=Targets(view.cls, cls_layer, offsets["dino"], temperature),
-                masked=Targets(view.masked.unsqueeze(0), patch_layer, offsets["ibot"], temperature),
+                cls=Targets(view.cls, of_head["dino"], offsets["dino"], temperature),
+                masked=Targets(view.masked.unsqueeze(0), of_head["ibot"], offsets["ibot"], temperature),
             )
             for view in views
         ]
 
-    def _offset(self, name: str, z_MZ: Tensor, head: ProjectionHead, temperature: float) -> Tensor:
-        objective = self._recipe.objective
+    def _offset(self, name: str, z_MZ: Tensor, layer: Layer, temperature: float) -> Tensor:
         if name in self._centres:
             return centre_offset(self._centres[name], temperature)
-        with autocast(self._recipe.training, z_MZ.device):
-            chunks: Callable[[], Iterable[Tensor]] = lambda: logit_chunks(z_MZ, head.last_layer)  # noqa: E731
-            if z_MZ.shape[0] * len(head.last_layer.rows_KZ) * 4 <= CHUNK_BYTES:
-                kept = list(chunks())
-                chunks = lambda: kept  # noqa: E731
-            return sinkhorn_offset(chunks, temperature, objective.sinkhorn_iterations, self._engine.reducer)
+        chunks: Callable[[], Iterable[Tensor]] = lambda: layer.logit_chunks(z_MZ)  # noqa: E731
+        if len(z_MZ) * len(layer.rows_KZ) * 4 <= CHUNK_BYTES:  # one chunk: no need to compute it at every iteration
+            kept = list(chunks())
+            chunks = lambda: kept  # noqa: E731
+        iterations = self._recipe.objective.sinkhorn_iterations
+        return sinkhorn_offset(chunks, temperature, iterations, self._engine.reducer)
 
     def _accumulate(
         self, step: int, slots: Sequence[SlotBatch], targets: Sequence[SlotTargets]
@@ -235,7 +238,7 @@ class TrainingStep:
     def _move_centres(self, views: Sequence[TeacherView]) -> None:
         momentum = self._recipe.objective.centre_momentum
         for name, centre_K in self._centres.items():
-            weights_KZ = effective_weights(self._heads[name].last_layer)
+            layer = Layer.of(self._heads[name].last_layer, torch.float32)
             vectors = [view.cls.flatten(0, 1) if name == "dino" else view.masked for view in views]
-            means = [mean_logits(z_MZ, weights_KZ) for z_MZ in vectors if len(z_MZ)]
+            means = [mean_logits(z_MZ, layer) for z_MZ in vectors if len(z_MZ)]
             centre_K.copy_(next_centre(centre_K, means, self._engine.reducer, momentum))

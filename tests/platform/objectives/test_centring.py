@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
+from heliostat.objectives.cross_entropy import Layer
 from heliostat.objectives.sinkhorn import OneWorker, targets
 
 PROTOTYPES = 12
@@ -52,20 +53,20 @@ def centres_of_workers(centre: Tensor, shares: list[list[Tensor]], momentum: flo
 def test_mean_logits__is_the_mean_of_the_logits(tokens: int, width: int, seed: int) -> None:
     vectors, weight = random_tensor(tokens, width, seed=seed), random_tensor(PROTOTYPES, width, seed=seed + 1)
     expected = (vectors.double() @ weight.double().T).mean(0)
-    torch.testing.assert_close(mean_logits(vectors, weight).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean_logits(vectors, Layer(weight, None)).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_mean_logits__is_computed_in_full_precision() -> None:
-    vectors, weight = random_tensor(50, 8, seed=0).bfloat16(), random_tensor(PROTOTYPES, 8, seed=1).bfloat16()
+    vectors, layer = random_tensor(50, 8, seed=0).bfloat16(), Layer(random_tensor(PROTOTYPES, 8, seed=1), None)
     with torch.autocast("cpu", torch.bfloat16):
-        found = mean_logits(vectors, weight)
+        found = mean_logits(vectors, layer)
     assert found.dtype == torch.float32
-    assert torch.equal(found, mean_logits(vectors.float(), weight.float()))
+    assert torch.equal(found, mean_logits(vectors.float(), layer))
 
 
 def test_mean_logits__without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="a slot without tokens has no mean"):
-        mean_logits(torch.empty(0, 8), torch.ones(PROTOTYPES, 8))
+        mean_logits(torch.empty(0, 8), Layer(torch.ones(PROTOTYPES, 8), None))
 
 
 @given(temperature=st.floats(0.04, 2), seed=SEEDS)
@@ -80,7 +81,7 @@ def test_centre_offset__targets_are_the_softmax_of_centred_logits(temperature: f
 def test_next_centre__every_slot_with_tokens_weighs_the_same(sizes: list[int], momentum: float, seed: int) -> None:
     centre, weight = random_tensor(PROTOTYPES, seed=seed), random_tensor(PROTOTYPES, 4, seed=seed + 1)
     slots = [random_tensor(size, 4, seed=seed + 2 + place) for place, size in enumerate(sizes) if size]
-    found = next_centre(centre, [mean_logits(slot, weight) for slot in slots], OneWorker(), momentum)
+    found = next_centre(centre, [mean_logits(slot, Layer(weight, None)) for slot in slots], OneWorker(), momentum)
     expected = centre.double()
     if slots:
         means = torch.stack([(slot.double() @ weight.double().T).mean(0) for slot in slots])

@@ -13,20 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from heliostat.models.heads import LinearPrototypes, Prototypes
 from heliostat.objectives.cross_entropy import (
     CHUNK_BYTES,
+    AnyPrototypes,
+    Layer,
     Targets,
-    effective_weights,
-    logit_chunks,
     soft_cross_entropy,
 )
 
-Layer = Prototypes | LinearPrototypes
 WIDTH = 8
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.07
 
 
-def random_layer(kind: str, prototypes: int, seed: int) -> Layer:
+def random_layer(kind: str, prototypes: int, seed: int) -> AnyPrototypes:
     generator = torch.Generator().manual_seed(seed)
-    layer: Layer = (Prototypes if kind == "weight_norm" else LinearPrototypes)(WIDTH, prototypes)
+    layer: AnyPrototypes = (Prototypes if kind == "weight_norm" else LinearPrototypes)(WIDTH, prototypes)
     for name, parameter in layer.named_parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * (0.3 if name == "weight_g" else 1.0)
         if name == "weight_g":
@@ -34,7 +33,7 @@ def random_layer(kind: str, prototypes: int, seed: int) -> Layer:
     return layer
 
 
-def dense_weights(layer: Layer) -> Tensor:
+def dense_weights(layer: AnyPrototypes) -> Tensor:
     if isinstance(layer, LinearPrototypes):
         return layer.weight
     weights: Tensor = layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True)
@@ -54,7 +53,8 @@ class Case:
         self.layer = random_layer(kind, prototypes, seed + 1)
         teacher = random_layer(kind, prototypes, seed + 2).requires_grad_(False)
         offset = torch.randn(prototypes, generator=generator)
-        self.targets = Targets(unit(of_teacher, items), teacher, offset, TEACHER_TEMPERATURE)
+        self.teacher = teacher
+        self.targets = Targets(unit(of_teacher, items), Layer.of(teacher, torch.float32), offset, TEACHER_TEMPERATURE)
         self.pairing = (torch.rand(views, of_teacher, generator=generator) < 0.6).float()
         self.weights = torch.rand(views, items, generator=generator)
 
@@ -62,11 +62,8 @@ class Case:
         """The same numbers in float64."""
         self.z = self.z.detach().double().requires_grad_()
         self.layer.double()
-        given_targets = self.targets
-        given_targets.prototypes.double()
-        self.targets = Targets(
-            given_targets.z_UIZ.double(), given_targets.prototypes, given_targets.offset_K.double(), TEACHER_TEMPERATURE
-        )
+        teacher, given = Layer.of(self.teacher.double(), torch.float64), self.targets
+        self.targets = Targets(given.z_UIZ.double(), teacher, given.offset_K.double(), TEACHER_TEMPERATURE)
         self.pairing, self.weights = self.pairing.double(), self.weights.double()
         return self
 
@@ -75,12 +72,12 @@ class Case:
 
     def ours(self, chunk_bytes: int) -> tuple[Tensor, Tensor]:
         return soft_cross_entropy(
-            self.z, self.layer, self.targets, self.pairing, self.weights, STUDENT_TEMPERATURE, chunk_bytes
+            self.z, self.layer, self.targets, self.pairing, self.weights, STUDENT_TEMPERATURE, chunk_bytes=chunk_bytes
         )
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The formula, on whole matrices of logits."""
-        teacher_UIK = self.targets.z_UIZ @ dense_weights(self.targets.prototypes).T
+        teacher_UIK = self.targets.z_UIZ @ dense_weights(self.teacher).T
         p_UIK = torch.softmax(teacher_UIK / TEACHER_TEMPERATURE + self.targets.offset_K, -1)
         logs_VIK = torch.log_softmax(self.z @ dense_weights(self.layer).T / STUDENT_TEMPERATURE, -1)
         rows_VI = -torch.einsum("vu,uik,vik->vi", self.pairing, p_UIK, logs_VIK)
@@ -198,22 +195,30 @@ def test_soft_cross_entropy__never_makes_a_matrix_of_all_tokens_and_prototypes(g
 def test_logit_chunks__are_those_of_the_layer_in_order(kind: str, tokens: int) -> None:
     layer = random_layer(kind, 6, 0)
     z = torch.randn(tokens, WIDTH, generator=torch.Generator().manual_seed(1))
-    chunks = list(logit_chunks(z, layer, chunk_bytes=4 * 6 * 4))
+    chunks = list(Layer.of(layer, z.dtype).logit_chunks(z, chunk_bytes=4 * 6 * 4))
     assert [len(chunk) for chunk in chunks] == {0: [0], 1: [1], 10: [4, 4, 2]}[tokens]
     torch.testing.assert_close(torch.cat(chunks), layer(z).detach())
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "linear"])
-def test_effective_weights__are_what_the_layer_multiplies_with(kind: str) -> None:
-    layer = random_layer(kind, 6, 0)
-    torch.testing.assert_close(effective_weights(layer), layer(torch.eye(WIDTH)).T.detach())
+def test_soft_cross_entropy__is_the_same_with_a_layer_prepared_before(kind: str) -> None:
+    case = Case(kind, views=2, of_teacher=1, items=5, prototypes=7, seed=3)
+    prepared = Layer.of(case.layer, torch.float32)
+    found, _ = soft_cross_entropy(
+        case.z, case.layer, case.targets, case.pairing, case.weights, STUDENT_TEMPERATURE, prepared
+    )
+    expected, _ = case.ours(CHUNK_BYTES)
+    for mine, theirs in zip(gradients(found, case), gradients(expected, case), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def gradients(loss: Tensor, case: Case) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, case.leaves())
 
 
 def test_soft_cross_entropy__without_a_pairing_pairs_views_of_the_same_index() -> None:
     case = Case("weight_norm", views=2, of_teacher=2, items=5, prototypes=7, seed=3)
     case.pairing = torch.eye(2)
     paired, rows_VI = case.ours(CHUNK_BYTES)
-    alone, alone_VI = soft_cross_entropy(
-        case.z, case.layer, case.targets, None, case.weights, STUDENT_TEMPERATURE, CHUNK_BYTES
-    )
+    alone, alone_VI = soft_cross_entropy(case.z, case.layer, case.targets, None, case.weights, STUDENT_TEMPERATURE)
     torch.testing.assert_close((alone, alone_VI), (paired, rows_VI))

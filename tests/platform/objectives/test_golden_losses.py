@@ -6,7 +6,7 @@ from support.golden import GOLDEN, close
 from torch import Tensor
 
 from heliostat.models.heads import Prototypes
-from heliostat.objectives.cross_entropy import Targets, soft_cross_entropy
+from heliostat.objectives.cross_entropy import Layer, Targets, soft_cross_entropy
 from heliostat.objectives.koleo import koleo_loss
 from heliostat.objectives.losses import ibot_loss
 from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset
@@ -27,7 +27,12 @@ def balanced(views: list[Tensor]) -> Targets:
     def shifted(view: Tensor) -> Tensor:
         return view + TEACHER_TEMPERATURE * sinkhorn_offset(lambda: [view], TEACHER_TEMPERATURE, 3, OneWorker())
 
-    return Targets(torch.stack([*map(shifted, views)]), unit_prototypes(), torch.zeros(24), TEACHER_TEMPERATURE)
+    return Targets(
+        torch.stack([*map(shifted, views)]),
+        Layer.of(unit_prototypes(), torch.float32),
+        torch.zeros(24),
+        TEACHER_TEMPERATURE,
+    )
 
 
 def test_soft_cross_entropy__over_pairs_of_crops_equals_the_published_dino_loss() -> None:

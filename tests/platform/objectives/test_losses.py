@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from heliostat.models.heads import LinearPrototypes
-from heliostat.objectives.cross_entropy import Targets
+from heliostat.objectives.cross_entropy import Layer, Targets
 from heliostat.objectives.losses import dino_losses, ibot_loss
 
 SEEDS = st.integers(0, 10**6)
@@ -38,7 +38,7 @@ def random_targets(views: int, items: int, prototypes: int, seed: int) -> tuple[
     layer, vectors = random_layer(prototypes, seed), random_vectors(views, items, seed=seed + 1)
     offset = torch.randn(prototypes, generator=torch.Generator().manual_seed(seed + 2))
     p = torch.softmax(vectors.double() @ layer.weight.double().T / 0.5 + offset.double(), -1)
-    return Targets(vectors, layer, offset, 0.5), p
+    return Targets(vectors, Layer.of(layer, vectors.dtype), offset, 0.5), p
 
 
 @given(images=st.integers(1, 4), crops=st.integers(1, 5), prototypes=st.integers(1, 9), seed=SEEDS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from heliostat.config.model import ModelConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.models.heads import LinearPrototypes
-from heliostat.objectives.cross_entropy import Targets
+from heliostat.objectives.cross_entropy import Layer, Targets
 from heliostat.objectives.networks import (
     TERMS,
     Network,
@@ -61,14 +61,15 @@ def random_targets(batch: SlotBatch, gram: Tensor | None = None) -> SlotTargets:
     def drawn(views: int, items: int) -> Targets:
         layer = LinearPrototypes(objective.head_bottleneck, objective.prototypes).requires_grad_(False)
         layer.weight.copy_(random(objective.prototypes, objective.head_bottleneck))
-        return Targets(random(views, items, objective.head_bottleneck), layer, random(objective.prototypes), 2.0)
+        z = random(views, items, objective.head_bottleneck)
+        return Targets(z, Layer.of(layer, z.dtype), random(objective.prototypes), 2.0)
 
     return SlotTargets(cls=drawn(2, len(batch.global_crops) // 2), masked=drawn(1, int(batch.masks.sum())), gram=gram)
 
 
 def distributions(targets: Targets) -> Tensor:
     """What targets stand for, (views * items, K)."""
-    logits = targets.z_UIZ.flatten(0, 1) @ targets.prototypes.rows_KZ.T
+    logits = targets.z_UIZ.flatten(0, 1) @ targets.layer.rows_KZ.T
     return torch.softmax(logits / targets.temperature + targets.offset_K, -1)
 
 
