@@ -36,7 +36,7 @@ class Size:
     prototypes: int
     head_hidden: int = 2048
     head_bottleneck: int = 256
-    ibot_head: str = "same"
+    ibot_head: str = "separate"
     centring: str = "sinkhorn_knopp"
     drop_path: float = 0.3
     activation_checkpointing: str = "selective"
@@ -80,7 +80,7 @@ SIZES = {
     "vit_s14_131k": replace(
         _S14_65K,
         prototypes=131072,
-        ibot_head="same",
+        ibot_head="separate",
         centring="sinkhorn_knopp",
         activation_checkpointing="full",
     ),

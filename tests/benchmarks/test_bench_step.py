@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 @pytest.mark.parametrize(
     ("head", "centring"),
-    [("same", "sinkhorn_knopp"), ("shared", "softmax"), ("same", "softmax"), ("shared", "sinkhorn_knopp")],
+    [("separate", "sinkhorn_knopp"), ("shared", "softmax"), ("same", "softmax"), ("shared", "sinkhorn_knopp")],
 )
 def test_reference__computes_what_the_product_computes(head: str, centring: str, drop_path: float) -> None:
     size = replace(TINY, ibot_head=head, centring=centring, drop_path=drop_path)
@@ -58,7 +58,7 @@ def test_reference__computes_what_the_product_computes(head: str, centring: str,
 
 
 def test_reference__moves_the_centres_as_the_product_does() -> None:
-    recipe = replace(SHARED, ibot_head="same").recipe("fp32")
+    recipe = replace(SHARED, ibot_head="separate").recipe("fp32")
     weights = Network(recipe)
     weights.init_weights(recipe.seed)
     mine, theirs = single_process_step(recipe), ReferenceStep(recipe, weights.state_dict())

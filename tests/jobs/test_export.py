@@ -46,7 +46,7 @@ def test_export__an_earlier_step_as_json(root: str, tmp_path: Path, capsys: pyte
     assert (answer["format"], answer["output"], answer["px"]) == ("safetensors", output, 42)
     assert answer["source"] == f"{root}/runs/my-run"
     assert [file["name"] for file in answer["files"]] == ["model.safetensors"]
-    loaded = load_backbone(Path(output) / "model.safetensors")
+    loaded = load_backbone(output)
     assert (loaded.grid, loaded.config.registers) == (3, 2)
 
 
@@ -75,3 +75,13 @@ def test_resolve__a_run_comes_before_a_released_model_of_its_name(tmp_path: Path
     write_run(tmp_path, "dinov2_vits14", {})
     assert resolve("dinov2_vits14", str(tmp_path)) == f"{tmp_path}/runs/dinov2_vits14"
     assert resolve("s3://bucket/runs/x", str(tmp_path)) == "s3://bucket/runs/x"
+
+
+def test_export__a_folder_that_cannot_be_made_is_an_error_of_the_user(
+    root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heliostat("my-run", "--format", "safetensors", "--output", "/proc/x", "--root", root) != 0
+    assert capsys.readouterr().err == (
+        "error: HS-STOR-008: the folder /proc/x cannot be written: No such file or directory. Give a folder that can "
+        "be made and has room.\n"
+    )

@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "swiglu": {"ffn": "swiglu"},
     "swiglu with registers": {"ffn": "swiglu", "registers": 4},
 }
-ROTARY: dict[str, Any] = {"registers": 4, "rope": {"base": 100.0}, "untied_norms": "both"}
+ROTARY: dict[str, Any] = {"registers": 4, "position": "rope", "untied_norms": "both"}
 RUN_MODEL: dict[str, Any] = {"arch": "custom", "embed_dim": 64, "depth": 2, "heads": 2, "registers": 2}
 
 

@@ -63,7 +63,10 @@ class ModelConfig(Section):
         "released models without registers), antialias (to the size, as those with registers), size (as Hugging Face); "
         "auto is one of the first two",
     )
-    rope: RopeConfig | None = Field(None, description="rotary positions instead of a learned position embedding")
+    position: Literal["learned", "rope"] = Field(
+        "learned", description="a learned position embedding (DINOv2) or rotary positions (DINOv3)"
+    )
+    rope: RopeConfig = Field(default_factory=lambda: RopeConfig.model_validate({}))
     untied_norms: Literal["none", "local_cls", "cls", "both"] = Field(
         "none",
         description="an own final norm for class and register tokens: of local crops in training (local_cls), of all "
@@ -93,12 +96,17 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _rope_fits(self) -> Self:
-        if self.rope is not None and (self.embed_dim // self.heads) % 4:
+        if self.rotary is not None and (self.embed_dim // self.heads) % 4:
             raise InvalidValueError(
-                f"model.rope needs heads whose width is a multiple of 4, this is {self.embed_dim // self.heads}",
+                f"model.position rope needs heads with a width that 4 divides, this is {self.embed_dim // self.heads}",
                 "Change model.embed_dim or model.heads; the usual width of a head is 64",
             )
         return self
+
+    @property
+    def rotary(self) -> RopeConfig | None:
+        """The rotary positions; None where positions are learned."""
+        return self.rope if self.position == "rope" else None
 
     @property
     def resize(self) -> Literal["offset", "antialias", "size"]:

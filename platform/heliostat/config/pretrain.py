@@ -1,5 +1,6 @@
 """``kind: pretrain``: self-supervised pre-training of a backbone (DINOv2, arXiv 2304.07193)."""
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -58,7 +59,7 @@ class AugmentationConfig(Section):
 class GramConfig(Section):
     """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): patch similarities stay those of an earlier teacher."""
 
-    weight: float = Field(2.0, gt=0, description="weight of the Gram loss")
+    weight: float = Field(0.0, ge=0, description="weight of the Gram loss; 0 is off, DINOv3 took 2")
     from_step: int = Field(0, ge=0, description="step whose EMA teacher becomes the first Gram teacher")
     refresh_every_steps: int = Field(10000, gt=0, description="steps between refreshes from the EMA teacher")
     max_refreshes: int = Field(3, ge=0, description="refreshes after the first Gram teacher")
@@ -68,12 +69,13 @@ class GramConfig(Section):
     clip_negative: bool = Field(False, description="count negative similarities as 0")
 
 
-class HeadConfig(Section):
-    """A projection head: a three-layer MLP to a unit vector, and its comparison with prototypes."""
+@dataclass(frozen=True, slots=True)
+class HeadSizes:
+    """Sizes of a projection head."""
 
-    prototypes: int = Field(65536, gt=1, description="columns of the last layer")
-    hidden: int = Field(2048, gt=0, description="hidden width")
-    bottleneck: int = Field(256, gt=0, description="width of the vectors that are compared with the prototypes")
+    prototypes: int
+    hidden: int
+    bottleneck: int
 
 
 class ObjectiveConfig(Section):
@@ -82,10 +84,12 @@ class ObjectiveConfig(Section):
     prototypes: int = Field(65536, gt=1, description="columns of each head's last layer")
     head_hidden: int = Field(2048, gt=0, description="hidden width of the heads")
     head_bottleneck: int = Field(256, gt=0, description="width of the vectors that are compared with the prototypes")
-    ibot_head: HeadConfig | Literal["same", "shared"] = Field(
-        "same",
-        description="the masked patches' head: of the same sizes (same), the DINO head itself (shared), or sizes",
+    ibot_head: Literal["separate", "shared"] = Field(
+        "separate", description="whether the masked patches have a head of their own or share the DINO head"
     )
+    ibot_prototypes: int | None = Field(None, gt=1, description="of a separate iBOT head; null is the DINO head's")
+    ibot_head_hidden: int | None = Field(None, gt=0, description="of a separate iBOT head; null is the DINO head's")
+    ibot_head_bottleneck: int | None = Field(None, gt=0, description="of a separate iBOT head; null is the DINO head's")
     prototype_layer: Literal["weight_norm", "linear"] = Field(
         "weight_norm", description="last layer of the heads: weight-normalised (DINOv2) or plain (DINOv3)"
     )
@@ -96,7 +100,7 @@ class ObjectiveConfig(Section):
         None, gt=1, description="images of a slot among which KoLeo looks for neighbours (DINOv3: 16); null is the slot"
     )
     koleo_neighbours: int = Field(1, ge=1, description="nearest neighbours that KoLeo pushes away from")
-    gram: GramConfig | None = Field(None, description="Gram anchoring; null is none")
+    gram: GramConfig = Field(default_factory=lambda: GramConfig.model_validate({}))
     student_temperature: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temperature: float = Field(0.07, gt=0, description="temperature of the targets after the warm-up")
     teacher_temperature_start: float = Field(0.04, gt=0, description="temperature of the targets at step 0")
@@ -110,14 +114,33 @@ class ObjectiveConfig(Section):
     mask_ratio: Range = Field((0.1, 0.5), description="share of a masked crop's patches that is masked: from, to")
 
     @property
-    def dino_head_sizes(self) -> HeadConfig:
-        """Sizes of the DINO head."""
-        return HeadConfig(prototypes=self.prototypes, hidden=self.head_hidden, bottleneck=self.head_bottleneck)
+    def anchoring(self) -> GramConfig | None:
+        """Gram anchoring; None where it is off."""
+        return self.gram if self.gram.weight else None
 
     @property
-    def ibot_head_sizes(self) -> HeadConfig:
+    def dino_head_sizes(self) -> HeadSizes:
+        """Sizes of the DINO head."""
+        return HeadSizes(self.prototypes, self.head_hidden, self.head_bottleneck)
+
+    @property
+    def ibot_head_sizes(self) -> HeadSizes:
         """Sizes of the head of the masked patches."""
-        return self.ibot_head if isinstance(self.ibot_head, HeadConfig) else self.dino_head_sizes
+        return HeadSizes(
+            self.ibot_prototypes or self.prototypes,
+            self.ibot_head_hidden or self.head_hidden,
+            self.ibot_head_bottleneck or self.head_bottleneck,
+        )
+
+    @model_validator(mode="after")
+    def _a_shared_head_has_one_size(self) -> Self:
+        own = [key for key in ("ibot_prototypes", "ibot_head_hidden", "ibot_head_bottleneck") if getattr(self, key)]
+        if self.ibot_head == "shared" and own:
+            raise InvalidValueError(
+                f"objective.{own[0]} is set, but objective.ibot_head is shared",
+                "Leave it out, or set objective.ibot_head to separate",
+            )
+        return self
 
     @field_validator("mask_ratio", mode="before")
     @classmethod
@@ -158,7 +181,10 @@ class TrainingConfig(Section):
         description="what the backward pass recomputes instead of keeping: nothing, what is cheap to recompute, or "
         "whole blocks",
     )
-    compile: bool = Field(False, description="compile each block with torch.compile")
+    compile: bool = Field(
+        False,
+        description="compile blocks with torch.compile, which decides itself what selective would recompute",
+    )
     nonfinite_steps: int = Field(
         2,
         ge=0,
@@ -259,7 +285,7 @@ class PretrainRecipe(Section):
     @property
     def gram_px(self) -> int | None:
         """Side of the Gram teacher's crops; None without Gram anchoring."""
-        gram = self.objective.gram
+        gram = self.objective.anchoring
         return None if gram is None else gram.crop_px or 2 * self.augmentation.global_px
 
     @model_validator(mode="after")

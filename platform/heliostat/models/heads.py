@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat.config.pretrain import HeadConfig
+from heliostat.config.pretrain import HeadSizes
 from heliostat.models.linear import Linear, linear
 
 
@@ -72,7 +72,7 @@ class ProjectionHead(nn.Module):
     """Three-layer MLP to a unit bottleneck vector, then the prototypes."""
 
     def __init__(
-        self, dim: int, sizes: HeadConfig, prototype_layer: Literal["weight_norm", "linear"] = "weight_norm"
+        self, dim: int, sizes: HeadSizes, prototype_layer: Literal["weight_norm", "linear"] = "weight_norm"
     ) -> None:
         super().__init__()
         hidden, bottleneck = sizes.hidden, sizes.bottleneck

@@ -18,7 +18,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, (…, I) to (…, O); differentiable."""
-    if not _is_for_onednn(x, weight_OI):
+    if not _is_for_onednn(x, weight_OI, bias_O):
         return F.linear(x, weight_OI, bias_O)
     out: Tensor = _OneDnnLinear.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return out
@@ -32,14 +32,23 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def _is_for_onednn(x: Tensor, weight_OI: Tensor) -> bool:
+def _is_for_onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
+    # Shapes that do not fit are left to torch, which names them.
     return (
         _HAS_ONEDNN
         and x.device.type == "cpu"
         and x.dtype == weight_OI.dtype == torch.float32
+        and weight_OI.dim() == 2
+        and x.dim() > 0
+        and x.shape[-1] == weight_OI.shape[1]
         and x.numel() > 0
+        and weight_OI.numel() > 0
+        and (bias_O is None or (bias_O.dtype == torch.float32 and bias_O.shape == weight_OI.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # exporters and compilers need the standard operator
+        # Exporters, compilers and function transforms need the standard operator.
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -61,7 +70,7 @@ class _OneDnnLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_XO = grad.reshape(-1, grad.shape[-1])
         return (
-            _product(grad, weight_OI.T) if needs_x else None,
-            _product(grad_XO.T, x.reshape(-1, x.shape[-1]).T) if needs_weight else None,
+            linear(grad, weight_OI.T) if needs_x else None,
+            linear(grad_XO.T, x.reshape(-1, x.shape[-1]).T) if needs_weight else None,
             grad_XO.sum(0) if needs_bias else None,
         )

@@ -5,6 +5,7 @@ last), D width of the model, S sequences, H heads, E width of a head, F frequenc
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -57,6 +58,23 @@ def resize_positions(pos_embed_1ND: Tensor, rows: int, columns: int, mode: Resiz
         raise ValueError(f"the resize gave {tuple(grid.shape[2:])} patches, not {(rows, columns)}")
     patches_1PD = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed_1ND.dtype)
     return torch.cat([pos_embed_1ND[:, :1], patches_1PD], 1)
+
+
+def at_grid(weights: Mapping[str, Tensor], grid: int, mode: Resize) -> dict[str, Tensor]:
+    """A state dict whose position embeddings are stored for another grid; everything else is the same.
+
+    The start of the high-resolution stage (DINOv2, section 3): networks trained at 224 px go on at 518 px. Student,
+    teacher and their heads can be given together.
+
+    Args:
+        weights: of backbones or of whole networks; position embeddings are the tensors named ``pos_embed``.
+        grid: patches along a side.
+        mode: as of ``resize_positions``.
+    """
+    return {
+        name: resize_positions(tensor, grid, grid, mode) if name.rpartition(".")[2] == "pos_embed" else tensor
+        for name, tensor in weights.items()
+    }
 
 
 class Randomness(Protocol):

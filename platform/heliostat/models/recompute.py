@@ -26,6 +26,7 @@ _KEPT = (
     ("torch_attn", "_varlen_attn"),
     ("xformers", "efficient_attention_forward_cutlass"),
     ("xformers_flash", "flash_fwd"),
+    ("xformers_flash3", "flash_fwd"),
 )
 """Namespace and name of the operators whose results are kept; those that are not installed are left out."""
 

@@ -56,7 +56,7 @@ class VisionTransformer(nn.Module):
         self.recompute: Recompute = "none"
         self.patch_embed = PatchEmbed(config.channels, dim, config.patch_px)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim)) if config.rope is None else None
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim)) if config.rotary is None else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.register_tokens = nn.Parameter(torch.empty(1, config.registers, dim)) if config.registers else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
@@ -135,6 +135,8 @@ class VisionTransformer(nn.Module):
             wanted: per group, the sorted flat indices (into B * N) of the patches that are used. Then the last block
                 computes no more than these and the class tokens, and the result is ``WantedTokens``.
         """
+        if isinstance(groups, Tensor):
+            raise TypeError("groups is a list of tensors, one per size of crop: model([images]) for one")
         tokens, rope = self._embed_groups(groups, masks, jitters)
         backend = choose_backend(tokens[0].device)
         rows = None
@@ -165,6 +167,9 @@ class VisionTransformer(nn.Module):
             reshape: give maps (B, D, rows, columns) instead of (B, N, D).
             return_class_token: pair each with the class token (B, D) after the same block.
             norm: apply the final norm.
+
+        Returns:
+            In the order of ``n``.
 
         Raises:
             IndexError: there is no block of an index.
@@ -197,7 +202,7 @@ class VisionTransformer(nn.Module):
     ) -> tuple[list[Tensor], RopeTables | None]:
         masks = masks if masks is not None else [None] * len(groups)
         tokens = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
-        rope = self.config.rope
+        rope = self.config.rotary
         if rope is None:
             return tokens, None
         jitters = jitters if jitters is not None else [None] * len(groups)

@@ -39,8 +39,10 @@ crops); ``koleo`` is the sum over the two global crops. DINOv2's own log shows h
 
 Parameters have the names and shapes of DINOv2's checkpoints (``backbone.blocks.0.attn.qkv.weight``,
 ``dino_head.mlp.0.weight``, ``dino_head.last_layer.weight_g`` …); a shared head is ``dino_head``. Several slots may be
-given: gradients are averaged over them, Sinkhorn-Knopp and centring see all of them together. Without ``drops`` nothing
-is dropped, whatever ``model.drop_path`` says: all draws are made beforehand (``masking.draw_masks``,
+given (``global_batch / slot_batch``): gradients are averaged over them, Sinkhorn-Knopp and centring see all of them
+together. The centres of softmax centring start at 0; ``step.replicated_state()["centre"]`` holds them, to look at or to
+overwrite in place. Clipping, layer-wise decay and the patch embedding's rate are those of ``recipe.training``. Without
+``drops`` nothing is dropped, whatever ``model.drop_path`` says: all draws are made beforehand (``masking.draw_masks``,
 ``masking.draw_drops``) and handed in.
 """
 
@@ -49,6 +51,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.models.positions import at_grid
 from heliostat.objectives.engine import PlainEngine
 from heliostat.objectives.networks import Network, SlotBatch
 from heliostat.objectives.schedules import StepValues
@@ -67,14 +70,16 @@ def single_process_step(
 
     Args:
         recipe: architecture, objective, optimizer; ``training.precision`` fp32 to compare numbers.
-        student: state dict of the student's network; None draws the recipe's initial weights.
+        student: state dict of the student's network, whose position embedding may be of another grid (the
+            high-resolution stage); None draws the recipe's initial weights.
         teacher: state dict of the teacher's; None copies the student.
         device: where to compute.
     """
     networks = Network(recipe), Network(recipe)
     networks[0].init_weights(recipe.seed)
+    grid, mode = networks[0].backbone.grid, recipe.model.resize
     if student is not None:
-        networks[0].load_state_dict(student)
-    networks[1].load_state_dict(networks[0].state_dict() if teacher is None else teacher)
+        networks[0].load_state_dict(at_grid(student, grid, mode))
+    networks[1].load_state_dict(networks[0].state_dict() if teacher is None else at_grid(teacher, grid, mode))
     own, other = (network.to(device) for network in networks)
     return TrainingStep(recipe, PlainEngine(own, recipe.training), other)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from heliostat.models.heads import LinearPrototypes, Prototypes
 from heliostat.models.linear import linear
@@ -23,6 +24,7 @@ from heliostat.models.linear import linear
 CHUNK_BYTES = 32 * 2**20
 """Size of a chunk's logits in fp32: smaller ones read the prototypes more often than is hidden by their products."""
 _ROWS_AT_ONCE = 4096
+_TINY = 1e-12
 
 AnyPrototypes = Prototypes | LinearPrototypes
 
@@ -42,7 +44,7 @@ class Layer:
     def of(prototypes: AnyPrototypes, dtype: torch.dtype) -> "Layer":
         """Prepare a layer once for all that is computed with it."""
         rows_KZ, gain_K1 = prototypes.rows_KZ.detach(), prototypes.gain_K1
-        scale_K = None if gain_K1 is None else (gain_K1.detach() / _norms(rows_KZ)).squeeze(1)
+        scale_K = None if gain_K1 is None else (_nonzero(gain_K1) / _norms(rows_KZ)).squeeze(1)
         return Layer(rows_KZ.to(dtype), scale_K)
 
     def logits(self, z_XZ: Tensor, factor: float = 1.0, out_XK: Tensor | None = None) -> Tensor:
@@ -121,9 +123,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _nonzero(gain_K1: Tensor) -> Tensor:
+    # The gain's gradient is found by dividing by it; one so small gives the logits, and keeps the gradient, of 0.
+    gain_K1 = gain_K1.detach()
+    return torch.where(gain_K1.abs() < _TINY, _TINY, gain_K1)
+
+
 def _norms(rows_KZ: Tensor) -> Tensor:
     norms_K1: Tensor = torch.linalg.vector_norm(rows_KZ.detach(), dim=1, keepdim=True)
-    return norms_K1.clamp_min(1e-12)
+    return norms_K1.clamp_min(_TINY)
 
 
 def _items_per_chunk(views: int, prototypes: int, chunk_bytes: int) -> int:
@@ -194,6 +202,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return loss, losses_VI
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.gradients
         if gradients is None:
@@ -223,12 +232,12 @@ def _accumulate(grad_KZ: Tensor, slope_XK: Tensor, z_XZ: Tensor) -> None:
 
 def _through_weight_norm(grad_KZ: Tensor, rows_KZ: Tensor, gain_K1: Tensor) -> Tensor:
     """From g / ‖v‖ times the gradient on g v / ‖v‖, the gradients on v (in place) and on g (returned)."""
-    norms_K1 = _norms(rows_KZ)
+    norms_K1, gains_K1 = _norms(rows_KZ), _nonzero(gain_K1)
     grad_gain = torch.empty_like(gain_K1)
     for start in range(0, len(rows_KZ), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         grad_XZ, rows_XZ, norms_X1 = grad_KZ[part], rows_KZ[part], norms_K1[part]
         along_X1 = (grad_XZ * rows_XZ).sum(1, keepdim=True) / norms_X1
-        grad_gain[part] = along_X1 * norms_X1 / gain_K1[part]
+        grad_gain[part] = along_X1 * norms_X1 / gains_K1[part]
         grad_XZ.addcmul_(rows_XZ, along_X1 / norms_X1, value=-1)
     return grad_gain

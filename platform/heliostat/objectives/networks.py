@@ -4,6 +4,7 @@ Legend: B images of a slot, L local crops per image, N patches of a global crop,
 backbone, Z bottleneck width.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,28 @@ class SlotBatch:
     """(2 B, C, H'', W''): the global crops at the Gram teacher's resolution, colours as they are."""
     ids: tuple[str, ...] = ()
     """Sample ids of the B images, to name them in errors."""
+
+    def check(self, images: int, patch_px: int) -> None:
+        """Refuse a slot that would broadcast into another objective.
+
+        Args:
+            images: B.
+            patch_px: side of a patch.
+
+        Raises:
+            ValueError: numbers of crops, or shape or type of the masks, do not fit together.
+        """
+        crops, local = len(self.global_crops), len(self.local_crops)
+        if crops != GLOBAL_CROPS * images or not local or local % images:
+            raise ValueError(
+                f"a slot of {images} images has {GLOBAL_CROPS * images} global crops and a multiple of {images} local "
+                f"ones, these are {crops} and {local}"
+            )
+        patches = math.prod(side // patch_px for side in self.global_crops.shape[2:])
+        if self.masks.dtype != torch.bool or self.masks.shape != (crops, patches):
+            raise ValueError(
+                f"masks are bool of shape {(crops, patches)}, these are {self.masks.dtype} of {tuple(self.masks.shape)}"
+            )
 
     def masked(self) -> Tensor:
         """Flat indices (into 2 B * N) of the masked patches, in row order, (M,)."""
@@ -140,7 +163,7 @@ class Network(nn.Module):
         koleo = _koleo(whole.cls_BD, objective)
         loss = objective.dino_weight * dino.total + objective.ibot_weight * ibot + objective.koleo_weight * koleo
         gram = loss.new_zeros(())
-        if targets.gram is not None and objective.gram is not None:
+        if targets.gram is not None:
             student_BND = whole.patches_MD.view(targets.gram.shape)
             gram = gram_loss(student_BND, targets.gram, objective.gram.clip_negative)
             loss = loss + objective.gram.weight * gram

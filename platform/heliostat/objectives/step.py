@@ -83,7 +83,7 @@ class TrainingStep:
         self._engine = engine
         self._phase = phase
         self.teacher = teacher.requires_grad_(False).eval()
-        self.gram_teacher = self._new_gram_teacher() if recipe.objective.gram is not None else None
+        self.gram_teacher = self._new_gram_teacher() if recipe.objective.anchoring is not None else None
         self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         device = next(teacher.parameters()).device
         self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
@@ -119,9 +119,11 @@ class TrainingStep:
             values: learning rate and so on; None takes the recipe's schedules.
 
         Raises:
+            ValueError: another number of slots than this worker has in a step, or a slot that does not fit together.
             NonFiniteLossError: one step more in a row than ``training.nonfinite_steps`` was not finite; on every worker
                 alike, naming the samples.
         """
+        self._check(slots)
         values = values or values_at(step, self._recipe.training, self._recipe.objective)
         with self._phase("teacher_s"):
             self._refresh_gram_teacher(step)
@@ -142,13 +144,23 @@ class TrainingStep:
             update_teacher(self.teacher, self._engine.student, values.ema_momentum)
         return StepResult(terms, norms, values)
 
+    def _check(self, slots: Sequence[SlotBatch]) -> None:
+        expected = len(self.plan.slots_of(self._engine.rank))
+        if len(slots) != expected:
+            raise ValueError(
+                f"worker {self._engine.rank} of {self.plan.world_size} has {expected} of the step's {self.plan.slots} "
+                f"slots (global_batch / slot_batch), {len(slots)} were given"
+            )
+        for slot in slots:
+            slot.check(self._recipe.training.slot_batch, self._recipe.model.patch_px)
+
     def _new_gram_teacher(self) -> VisionTransformer:
         backbone = VisionTransformer(self._recipe.model, self.teacher.backbone.grid)
         backbone.load_state_dict(self.teacher.backbone.state_dict())
         return backbone.to(next(self.teacher.parameters()).device).requires_grad_(False).eval()
 
     def _refresh_gram_teacher(self, step: int) -> None:
-        gram = self._recipe.objective.gram
+        gram = self._recipe.objective.anchoring
         if gram is not None and self.gram_teacher is not None and gram_teacher_refreshes(step, gram):
             self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
 
@@ -207,7 +219,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def _with_gram(self, step: int, slot: SlotBatch, targets: SlotTargets) -> SlotTargets:
-        gram = self._recipe.objective.gram
+        gram = self._recipe.objective.anchoring
         if gram is None or self.gram_teacher is None or step < gram.from_step:
             return targets
         with autocast(self._recipe.training, slot.global_crops.device):

@@ -43,8 +43,10 @@ class StepInput:
 def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples) -> SlotInput:
     """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view."""
     training, augmentation, objective = recipe.training, recipe.augmentation, recipe.objective
-    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, recipe.gram_px)
-    rope = recipe.model.rope
+    gram = objective.anchoring
+    gram_px = recipe.gram_px if gram is not None and step >= gram.from_step else None
+    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, gram_px)
+    rope = recipe.model.rotary
     whole, local = 2 * training.slot_batch, augmentation.local_count * training.slot_batch
     return SlotInput(
         ids=samples.ids,

@@ -40,7 +40,13 @@ def zero_config(training: TrainingConfig, plan: SlotPlan, on_gpu: bool) -> dict[
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": 0.0,
-        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        # No module's gradients are rounded to bf16 before they are summed over workers: that would depend on how many
+        # there are.
+        "torch_autocast": {
+            "enabled": training.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 2**31,
     }
 

@@ -42,6 +42,7 @@ def test_values_of__are_json_values_under_the_same_keys() -> None:
         ({"type": "string", "minLength": 1}, "text that is not empty"),
         ({"type": "string", "pattern": "^a$"}, "text that matches ^a$"),
         ({"enum": ["a", "b"], "type": "string"}, "one of a, b"),
+        ({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}, "a whole number of at least 1 or null"),
         ({"const": "pretrain", "type": "string"}, "pretrain"),
         (
             {"type": "array", "items": {"type": "integer"}, "minItems": 1},

@@ -104,8 +104,8 @@ def test_load_recipe__a_whole_number_is_a_number_and_a_byte_order_mark_no_matter
         ("training.base_lr=.inf", InvalidValueError, "training.base_lr is .inf .* must be a finite number"),
         ("training.base_lr=" + "9" * 400, InvalidValueError, "training.base_lr is a number of more than 100 digits"),
         ("model.drop_path=1.0", InvalidValueError, "must be a number of at least 0 and less than 1"),
-        ("model.arch=vit_x", InvalidValueError, "must be one of vit_s, vit_b, vit_l, custom. "),
-        ("model.arch=[1]", InvalidValueError, "must be one of vit_s, vit_b, vit_l, custom. "),
+        ("model.arch=vit_x", InvalidValueError, "must be one of vit_s, vit_b, vit_l, vit_g, custom. "),
+        ("model.arch=[1]", InvalidValueError, "must be one of vit_s, vit_b, vit_l, vit_g, custom. "),
         ("model.arch=custom", MissingKeyError, r"model.embed_dim is not set: width of a token \(and 2 more problems\)"),
         ("model.heads=5", InvalidValueError, "model.embed_dim 384 is not a multiple of model.heads 5"),
         (

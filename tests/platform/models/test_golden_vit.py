@@ -9,7 +9,7 @@ from support.closed_form import det, det_parameters
 from support.golden import GOLDEN, close
 
 from heliostat.config.model import ModelConfig
-from heliostat.config.pretrain import HeadConfig
+from heliostat.config.pretrain import HeadSizes
 from heliostat.models.heads import ProjectionHead
 from heliostat.models.vit import VisionTransformer
 
@@ -65,6 +65,6 @@ def test_vit__intermediate_layers_equal_those_of_the_published_model(variant: st
 
 
 def test_projection_head__equals_the_published_one() -> None:
-    head = ProjectionHead(64, HeadConfig(hidden=32, bottleneck=16, prototypes=24))
+    head = ProjectionHead(64, HeadSizes(hidden=32, bottleneck=16, prototypes=24))
     head.load_state_dict(det_parameters(GOLDEN["head"]["keys"]))
     close(head(det((5, 64), 3)), GOLDEN["head"]["out"])

@@ -2,10 +2,10 @@ from typing import Literal
 
 import torch
 
-from heliostat.config.pretrain import HeadConfig
+from heliostat.config.pretrain import HeadSizes
 from heliostat.models.heads import LinearPrototypes, ProjectionHead, Prototypes
 
-SIZES = HeadConfig(hidden=32, bottleneck=16, prototypes=24)
+SIZES = HeadSizes(hidden=32, bottleneck=16, prototypes=24)
 
 
 def new_head(seed: int = 0, layer: Literal["weight_norm", "linear"] = "weight_norm") -> ProjectionHead:

@@ -1,5 +1,7 @@
 """Against ``torch.nn.functional.linear``, whatever operator is behind it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,24 @@ def test_linear_module__has_torchs_parameters_and_numbers() -> None:
     theirs.load_state_dict(ours.state_dict())
     x = random(2, 3, 4, seed=1)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_linear__has_second_derivatives() -> None:
+    x, weight = (random(*shape, seed=3).requires_grad_() for shape in ((5, 4), (3, 4)))
+
+    def twice(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(function(x, weight).pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), (x, weight))
+
+    torch.testing.assert_close(twice(linear), twice(F.linear), rtol=1e-4, atol=1e-4)
+
+
+def test_linear__works_under_function_transforms() -> None:
+    x, weight = random(5, 4, seed=1), random(3, 4, seed=2)
+    found = torch.func.grad(lambda w: linear(x, w).square().sum())(weight)
+    torch.testing.assert_close(found, 2 * F.linear(x, weight).T @ x)
+
+
+def test_linear__names_shapes_that_do_not_fit() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(5, 4), torch.randn(3, 6))

@@ -12,7 +12,7 @@ from support.golden import GOLDEN, close
 
 from heliostat.config.model import RopeConfig
 from heliostat.data.draws import Draws
-from heliostat.models.positions import RopeJitter, draw_rope_jitter, resize_positions, rope_table, rotate
+from heliostat.models.positions import RopeJitter, at_grid, draw_rope_jitter, resize_positions, rope_table, rotate
 
 CPU = torch.device("cpu")
 MODES: dict[str, Literal["offset", "antialias", "size"]] = {
@@ -215,3 +215,11 @@ def test_draw_rope_jitter__fills_its_ranges() -> None:
         centred = values if name.startswith("shift") else [math.log(value) for value in values]
         assert -limit <= min(centred) < -0.9 * limit and 0.9 * limit < max(centred) <= limit
         assert abs(sum(centred) / 400) < 0.15 * limit, f"{name} is not centred on no change"
+
+
+def test_at_grid__resizes_position_embeddings_of_a_whole_network_and_nothing_else() -> None:
+    weights = {"backbone.pos_embed": det((1, 17, 2), 1), "backbone.norm.weight": det((2,), 2)}
+    found = at_grid(weights, 6, "antialias")
+    assert list(found) == list(weights)
+    assert torch.equal(found["backbone.norm.weight"], weights["backbone.norm.weight"])
+    assert torch.equal(found["backbone.pos_embed"], resize_positions(weights["backbone.pos_embed"], 6, 6, "antialias"))

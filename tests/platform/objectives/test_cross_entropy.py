@@ -222,3 +222,12 @@ def test_soft_cross_entropy__without_a_pairing_pairs_views_of_the_same_index() -
     paired, rows_VI = case.ours(CHUNK_BYTES)
     alone, alone_VI = soft_cross_entropy(case.z, case.layer, case.targets, None, case.weights, STUDENT_TEMPERATURE)
     torch.testing.assert_close((alone, alone_VI), (paired, rows_VI))
+
+
+def test_soft_cross_entropy__a_gain_of_zero_has_the_gradient_of_weight_norm() -> None:
+    case = Case("weight_norm", views=2, of_teacher=2, items=5, prototypes=7, seed=3).double()
+    assert isinstance(case.layer, Prototypes)
+    with torch.no_grad():
+        case.layer.weight_g[2] = 0
+    for mine, plain in zip(gradients(case.ours(CHUNK_BYTES)[0], case), gradients(case.dense()[0], case), strict=True):
+        torch.testing.assert_close(mine, plain)

@@ -125,7 +125,7 @@ VARIANTS = {
     "shared head": tiny_recipe({"ibot_head": "shared"}),
     "linear prototypes": tiny_recipe({"prototype_layer": "linear"}),
     "koleo in groups": tiny_recipe({"koleo_group": 2}),
-    "dinov3's backbone": with_model(ffn="swiglu", registers=2, rope={}, untied_norms="both"),
+    "dinov3's backbone": with_model(ffn="swiglu", registers=2, position="rope", untied_norms="both"),
 }
 
 

@@ -149,7 +149,7 @@ def assert_steps_are_the_plain_ones(recipe: PretrainRecipe, drops: bool = False)
 
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("centring", ["sinkhorn_knopp", "softmax"])
-@pytest.mark.parametrize("ibot_head", ["same", "shared"])
+@pytest.mark.parametrize("ibot_head", ["separate", "shared"])
 def test_step__equals_the_plain_one(ibot_head: str, centring: str, slots: int) -> None:
     assert_steps_are_the_plain_ones(recipe_of(slots, ibot_head=ibot_head, centring=centring))
 
@@ -178,7 +178,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear prototypes": {"prototype_layer": "linear"},
     "koleo in groups": {"koleo_group": 2},
     "koleo of two neighbours": {"koleo_neighbours": 2},
-    "heads of two sizes": {"ibot_head": {"prototypes": 40, "hidden": 20, "bottleneck": 12}},
+    "heads of two sizes": {"ibot_prototypes": 40, "ibot_head_hidden": 20, "ibot_head_bottleneck": 12},
 }
 
 
@@ -370,3 +370,38 @@ def mean_squared_difference_of_cosines(one: Tensor, other: Tensor) -> float:
 def test_run__a_slot_without_gram_crops_is_named() -> None:
     with pytest.raises(ValueError, match="without Gram crops"):
         single_process_step(recipe_of(gram=GRAM)).run(2, [in_single(slot_of(0))], VALUES[1])
+
+
+def test_single_process_step__goes_on_at_a_higher_resolution() -> None:
+    low = single_process_step(recipe_of())
+    high_recipe = recipe_of()
+    augmentation = high_recipe.augmentation.model_copy(update={"global_px": 2 * high_recipe.augmentation.global_px})
+    high_recipe = high_recipe.model_copy(update={"augmentation": augmentation})
+    high = single_process_step(high_recipe, low.student.state_dict(), low.teacher.state_dict())
+    table, small = high.teacher.backbone.pos_embed, low.teacher.backbone.pos_embed
+    assert table is not None and small is not None
+    patches = (2 * low.teacher.backbone.grid) ** 2
+    assert table.shape[1] == 1 + patches
+    assert torch.equal(table[:, 0], small[:, 0])
+    slot = in_single(slot_of(0))
+    bigger = torch.nn.functional.interpolate(slot.global_crops, scale_factor=2)
+    masks = torch.zeros(len(bigger), patches, dtype=torch.bool)
+    masks[0, :5] = True
+    result = high.run(0, [replace(slot, global_crops=bigger, masks=masks)], VALUES[1])
+    assert result.skipped is None
+
+
+def test_run__refuses_slots_that_do_not_fit_together() -> None:
+    step, slot = single_process_step(recipe_of()), in_single(slot_of(0))
+    for wrong in (
+        replace(slot, masks=slot.masks[:1]),
+        replace(slot, masks=slot.masks.to(torch.uint8)),
+        replace(slot, local_crops=slot.local_crops[:0]),
+        replace(slot, local_crops=slot.local_crops[:-1]),
+        replace(slot, global_crops=slot.global_crops[:-1]),
+    ):
+        with pytest.raises(ValueError, match=r"a slot of \d+ images has|masks are bool of shape"):
+            step.run(0, [wrong], VALUES[1])
+    for slots in ([], [slot, slot]):
+        with pytest.raises(ValueError, match=rf"has 1 of the step's 1 slots .* {len(slots)} were given"):
+            step.run(0, slots, VALUES[1])

@@ -103,7 +103,7 @@ def test_slot_batch__normalises_and_keeps_the_draws() -> None:
 
 def test_prepare_slot__makes_the_gram_teachers_crops() -> None:
     samples = samples_at([40, 41, 42, 43])
-    recipe = tiny_recipe({"gram": {"crop_px": 24}})
+    recipe = tiny_recipe({"gram": {"weight": 2.0, "crop_px": 24}})
     prepared, without = prepare_slot(recipe, 9, 2, samples), prepare_slot(RECIPE, 9, 2, samples)
     crops = prepared.crops.gram_crops
     assert crops is not None
@@ -116,7 +116,7 @@ def test_prepare_slot__makes_the_gram_teachers_crops() -> None:
     batch = slot_batch(prepared, torch.device("cpu"))
     assert batch.gram_crops is not None
     assert torch.equal(batch.gram_crops, normalise(crops))
-    doubled = prepare_slot(tiny_recipe({"gram": {}}), 9, 2, samples).crops.gram_crops
+    doubled = prepare_slot(tiny_recipe({"gram": {"weight": 2.0}}), 9, 2, samples).crops.gram_crops
     assert doubled is not None
     assert doubled.shape == (8, 32, 32, 3)
 
@@ -124,7 +124,7 @@ def test_prepare_slot__makes_the_gram_teachers_crops() -> None:
 def test_prepare_slot__draws_a_rotary_jitter_per_group_of_crops() -> None:
     samples = samples_at([40, 41, 42, 43])
     rope = RopeConfig(rescale=2.0, shift=0.1)
-    model = RECIPE.model.model_copy(update={"rope": rope})
+    model = RECIPE.model.model_copy(update={"position": "rope", "rope": rope})
     recipe = RECIPE.model_copy(update={"model": model})
     jitters = prepare_slot(recipe, 9, 2, samples).jitters
     assert jitters == tuple(draw_rope_jitter(rope, Draws(7, "rope", 9, 2, group)) for group in range(2))

@@ -87,7 +87,7 @@ def every_tensor(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def test_state__is_the_same_to_the_bit_after_any_walk_through_worker_counts(tmp_path: Path) -> None:
     """Of a recipe that has every kind of state, and after a last step that was left out."""
-    gram = {"from_step": 1, "refresh_every_steps": 10}
+    gram = {"weight": 2.0, "from_step": 1, "refresh_every_steps": 10}
     recipe = tiny_recipe({"centring": "softmax", "ibot_head": "shared", "gram": gram})
     ended = run_world(1, attempt, recipe, str(tmp_path), 4, (3,))[0]
     before = every_tensor(tmp_path, 4)

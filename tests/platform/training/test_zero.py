@@ -144,7 +144,7 @@ def centred() -> PretrainRecipe:
             "centring": "softmax",
             "ibot_head": "shared",
             "koleo_group": 2,
-            "gram": {"from_step": 2, "refresh_every_steps": 3, "max_refreshes": 1},
+            "gram": {"weight": 2.0, "from_step": 2, "refresh_every_steps": 3, "max_refreshes": 1},
         }
     )
 

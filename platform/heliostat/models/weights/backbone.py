@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from heliostat.config.model import ModelConfig
-from heliostat.errors import IncompatibleCheckpointError
+from heliostat.errors import IncompatibleCheckpointError, UnreadableWeightsError
 from heliostat.models.vit import VisionTransformer
 
 _LISTED = 10
-"""Names of a difference that a message spells out."""
+"""Names of tensors that a message spells out."""
 
 Shape = tuple[int, ...]
 
@@ -34,12 +34,40 @@ def build(weights: Weights) -> VisionTransformer:
 
     Raises:
         IncompatibleCheckpointError: tensors are missing, too many or of another shape than the architecture needs.
+        UnreadableWeightsError: tensors hold integers, NaN or infinity.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     check_shapes(_possible_shapes(weights), shapes, weights.origin)
+    check_floating(weights)
     model = VisionTransformer(weights.config, weights.grid)
     model.load_state_dict(weights.tensors)
-    return model.float().eval()
+    model = model.float().eval()
+    # After the cast: a number that is too large for fp32 has become infinite.
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise UnreadableWeightsError(
+            f"{weights.origin} holds NaN or infinity in {_listed(broken)}",
+            "Use weights from before the training diverged, or copy the file again",
+        )
+    return model
+
+
+def check_floating(weights: Weights) -> None:
+    """Weights are floating-point numbers: integers are quantised weights without their scale, or no weights at all.
+
+    Raises:
+        UnreadableWeightsError: some are not; says which.
+    """
+    others = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+        for name, tensor in weights.tensors.items()
+        if not tensor.is_floating_point()
+    ]
+    if others:
+        raise UnreadableWeightsError(
+            f"{weights.origin} holds tensors that are not floating point: {_listed(others)}",
+            "Use weights in fp32, fp16 or bf16",
+        )
 
 
 def _possible_shapes(weights: Weights) -> dict[str, Shape]:

@@ -4,6 +4,8 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO
@@ -37,7 +39,7 @@ def official_file(name: str) -> Path:
     Raises:
         InvalidUrlError: the server is neither https nor on this machine.
         StoreUnreachableError: nothing answers, or it stopped in the middle.
-        StoreFailedError: the server does not have it.
+        StoreFailedError: the server does not have it, or the cache cannot be written.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -45,11 +47,24 @@ def official_file(name: str) -> Path:
     file_name = f"{match[1]}{'_reg4' if match[2] else ''}_pretrain.pth"
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "heliostat") / "weights"
     path = cache / file_name
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 -- unlike Path.exists, no error for a folder that cannot be entered
         base = os.environ.get(BASE_VARIABLE) or _BASE_URL
-        cache.mkdir(parents=True, exist_ok=True)
-        _download(f"{base.rstrip('/')}/{match[1]}/{file_name}", path)
+        with _cache_failures(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            _download(f"{base.rstrip('/')}/{match[1]}/{file_name}", path)
     return path
+
+
+@contextmanager
+def _cache_failures(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # those of the connection are errors of ours by now
+        reason = error.strerror or type(error).__name__
+        raise StoreFailedError(
+            f"{cache}, the cache of downloaded weights, cannot be written: {reason}",
+            f"Set {CACHE_VARIABLE} to a folder that can be written and has room",
+        ) from error
 
 
 def _download(url: str, path: Path) -> None:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from heliostat.errors import ExportExistsError, ExportMismatchError, InvalidValueError, MissingExtraError
-from heliostat.models.positions import resize_positions
+from heliostat.errors import (
+    ExportExistsError,
+    ExportMismatchError,
+    InvalidValueError,
+    MissingExtraError,
+    StoreFailedError,
+)
+from heliostat.models.positions import at_grid
 from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights import graphs
 from heliostat.models.weights.backbone import Weights, build
@@ -89,24 +96,43 @@ def export_backbone(
         ExportMismatchError: what was written computes something else.
         InvalidValueError: ``px`` is not a multiple of the patch.
         MissingExtraError: ONNX packages are not installed.
+        StoreFailedError: the folder cannot be made or written.
+        UnreadableWeightsError: the backbone holds NaN or infinity.
     """
-    _check_request(format, folder, dynamic_batch, overwrite)
-    fixed = at_size(backbone, px)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".heliostat-")))
-        difference = _WRITERS[format](fixed, staging, dynamic_batch)
-        if not difference <= TOLERANCE:
-            raise ExportMismatchError(
-                f"the {format} export differs from the model by {difference:.1e}, which may be {TOLERANCE:.0e} at most",
-                "Nothing was kept; export to another format and report this",
-            )
-        files = tuple(_described(path) for path in sorted(staging.iterdir()))
-        for stale in set(FILES[format]) - {file.name for file in files}:
-            (folder / stale).unlink(missing_ok=True)
-        for file in files:
-            (staging / file.name).replace(folder / file.name)
+    with _write_failures(folder):
+        _check_request(format, folder, dynamic_batch, overwrite)
+        fixed = at_size(backbone, px)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".heliostat-") as staging:
+            difference = _WRITERS[format](fixed, Path(staging), dynamic_batch)
+            if not difference <= TOLERANCE:
+                raise ExportMismatchError(
+                    f"the {format} export differs from the model by {difference:.1e}; at most {TOLERANCE:.0e} may be",
+                    "Nothing was kept; export to another format and report this",
+                )
+            files = _move(Path(staging), folder, format)
     return Export(files, fixed.grid * fixed.config.patch_px, difference)
+
+
+@contextmanager
+def _write_failures(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise StoreFailedError(
+            f"the folder {folder} cannot be written: {reason}", "Give a folder that can be made and has room"
+        ) from error
+
+
+def _move(staging: Path, folder: Path, format: Format) -> tuple[ExportedFile, ...]:
+    """The files of the export to their place; those of an earlier one that it does not have go away."""
+    files = tuple(_described(path) for path in sorted(staging.iterdir()))
+    for stale in set(FILES[format]) - {file.name for file in files}:
+        (folder / stale).unlink(missing_ok=True)
+    for file in files:
+        (staging / file.name).replace(folder / file.name)
+    return files
 
 
 def at_size(backbone: VisionTransformer, px: int | None) -> VisionTransformer:
@@ -124,9 +150,7 @@ def at_size(backbone: VisionTransformer, px: int | None) -> VisionTransformer:
         )
     grid = side_px // patch_px
     tensors = {name: tensor.detach().float().cpu() for name, tensor in backbone.state_dict().items()}
-    if backbone.pos_embed is not None:
-        tensors["pos_embed"] = resize_positions(tensors["pos_embed"], grid, grid, backbone.config.resize)
-    return build(Weights(backbone.config, grid, tensors, "the model"))
+    return build(Weights(backbone.config, grid, at_grid(tensors, grid, backbone.config.resize), "the model"))
 
 
 def _check_request(format: Format, folder: Path, dynamic_batch: bool, overwrite: bool) -> None:

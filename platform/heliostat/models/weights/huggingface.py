@@ -116,11 +116,11 @@ def write_huggingface(config: ModelConfig, grid: int, folder: Path) -> None:
         UnsupportedExportError: transformers' configuration cannot say what this model is.
     """
     ratio = int(config.ffn_ratio)
-    if config.rope is not None or config.untied_norms != "none" or ratio != config.ffn_ratio:
+    if config.rotary is not None or config.untied_norms != "none" or ratio != config.ffn_ratio:
         raise UnsupportedExportError(
             "transformers' Dinov2 models have a learned position embedding, one final norm and a whole mlp_ratio; this "
-            f"has {'rotary positions' if config.rope else 'learned positions'}, untied_norms {config.untied_norms} and "
-            f"ffn_ratio {config.ffn_ratio:g}",
+            f"has {'rotary positions' if config.rotary else 'learned positions'}, untied_norms {config.untied_norms} "
+            f"and ffn_ratio {config.ffn_ratio:g}",
             "Export it as safetensors, onnx or torch-export",
         )
     _write_json(folder / "config.json", _config(config, grid, ratio))
@@ -173,13 +173,16 @@ def _renamed(part: str, names: Mapping[str, str]) -> str:
 
 
 def _with_joined_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value as one; where one of the three is missing, the others stay and will be reported."""
+    """Query, key and value as one; where one of the three is missing, the others stay and will be reported.
+
+    So do those of which some are integers: joined, all three would look like floating point.
+    """
     result = dict(tensors)
     for name in tensors:
         if f".{_QKV[0]}." not in name:
             continue
         names = [name.replace(_QKV[0], part) for part in _QKV]
-        if all(each in tensors for each in names):
+        if all(each in tensors for each in names) and len({tensors[each].is_floating_point() for each in names}) == 1:
             joined = torch.cat([result.pop(each) for each in names])
             result[name.replace(_QKV[0], "attn.qkv")] = joined
     return result

@@ -14,7 +14,7 @@ from heliostat.errors import ConfigError, InvalidValueError, UnreadableWeightsEr
 from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights import huggingface, timm
 from heliostat.models.weights.architecture import infer
-from heliostat.models.weights.backbone import Weights, build
+from heliostat.models.weights.backbone import Weights, build, check_floating
 from heliostat.models.weights.channels import inflate
 from heliostat.models.weights.download import is_official_name, official_file
 from heliostat.models.weights.files import FileKind, TensorFile, file_kind, read_safetensors
@@ -34,6 +34,17 @@ def load_backbone(
 ) -> VisionTransformer:
     """A trained backbone in fp32, in evaluation mode; the architecture is read from what is found.
 
+    It takes a list of batches, each of images of one size, and gives the tokens of each::
+
+        model = heliostat.load_backbone("dinov2_vits14")
+        images = torch.rand(2, 3, 224, 224)  # RGB in [0, 1]; sides are multiples of model.config.patch_px
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)  # both of ImageNet
+        with torch.inference_mode():
+            (tokens,) = model([(images - mean) / deviation])
+        tokens.cls_BD  # (2, 384): one vector for each image
+        tokens.patches_BND  # (2, 256, 384): one for each patch, row by row
+
     Args:
         name_or_path: One of
 
@@ -41,6 +52,7 @@ def load_backbone(
             - a ``.pth`` or ``.bin`` file of DINOv2's own code: released, training checkpoint or exported teacher. It is
               read in another process and cannot run anything;
             - a ``.safetensors`` file: one of our exports, or tensors under the names of DINOv2, transformers or timm;
+            - a folder of one of our exports as safetensors;
             - a folder of transformers or timm (``config.json`` beside ``model.safetensors``, also in several parts, or
               ``pytorch_model.bin``);
             - a run of ours, ``<root>/runs/<name>``, in a folder or on S3: its teacher.
@@ -50,18 +62,30 @@ def load_backbone(
 
     Raises:
         WeightsNotFoundError: nothing is there.
-        InvalidValueError: a step of something that is no run.
-        UnreadableWeightsError: the file is broken, hostile or of no known kind.
+        InvalidValueError: ``channels`` or ``heads`` below 1, or a step of something that is no run.
+        UnreadableWeightsError: the file is broken, hostile or of no known kind, or holds integers, NaN or infinity.
         IncompatibleCheckpointError: it is not a DINOv2 backbone; says which tensors differ.
         NoCheckpointError: the run has no checkpoint, or none of this step.
         StorageError: the store or the server does not cooperate.
     """
+    _check_count("channels", channels)
+    _check_count("heads", heads)
     weights = read_weights(str(name_or_path), heads, step)
     return build(weights if channels is None else with_channels(weights, channels))
 
 
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InvalidValueError(f"{name} {value} is less than 1", f"Give a number from 1, or leave {name} out")
+
+
 def with_channels(weights: Weights, channels: int) -> Weights:
-    """The same backbone for images with another number of channels."""
+    """The same backbone for images with another number of channels.
+
+    Raises:
+        UnreadableWeightsError: tensors hold integers.
+    """
+    check_floating(weights)  # before the cast below, which would hide them
     tensors = dict(weights.tensors)
     if _PROJECTION in tensors and tensors[_PROJECTION].dim() == 4:  # otherwise ``build`` reports it
         tensors[_PROJECTION] = inflate(tensors[_PROJECTION].float(), channels)
@@ -133,6 +157,11 @@ def _read_own(content: TensorFile, origin: str) -> Weights:
 
 
 def _read_folder(folder: Path, heads: int | None) -> Weights:
+    file = folder / _SAFETENSORS
+    if file.is_file():
+        content = read_safetensors(file)
+        if METADATA_KEY in content.metadata:  # says all itself; a config.json is left from an export before it
+            return _read_own(content, str(file))
     config = _json(folder / "config.json")
     if "architecture" in config:
         heads = heads or timm.heads_of(config)

@@ -67,10 +67,10 @@ def write_timm(config: ModelConfig, grid: int, folder: Path) -> None:
     Raises:
         UnsupportedExportError: no architecture of timm computes this.
     """
-    if config.rope is not None or config.untied_norms != "none":
+    if config.rotary is not None or config.untied_norms != "none":
         raise UnsupportedExportError(
             "timm's DINOv2 models have a learned position embedding and one final norm; this has "
-            f"{'rotary positions' if config.rope else 'learned positions'} and untied_norms {config.untied_norms}",
+            f"{'rotary positions' if config.rotary else 'learned positions'} and untied_norms {config.untied_norms}",
             "Export it as safetensors, onnx or torch-export",
         )
     text = json.dumps(timm_config(config, grid), indent=2) + "\n"

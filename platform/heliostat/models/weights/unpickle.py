@@ -5,6 +5,7 @@ Arguments: the pickle, the file to write, the limit of the address space in byte
 standard error.
 """
 
+import pickle
 import re
 import resource
 import sys
@@ -33,10 +34,15 @@ def without_student(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def explain(error: Exception) -> str:
-    """One line; torch's own message fills a screen."""
+    """One line; torch's own message fills a screen, and begins with how to run the file after all."""
     wanted = re.search(r"GLOBAL (\S+)", str(error))
     if wanted:
         return f"it asks to run {wanted[1]}, which no file of tensors needs"
+    if isinstance(error, pickle.UnpicklingError):
+        operand = re.search(r"Unsupported operand (\d+)", str(error))
+        return (
+            f"its pickle holds {f'operation {operand[1]}' if operand else 'operations'} that no file of tensors needs"
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 

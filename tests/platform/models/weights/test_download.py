@@ -112,3 +112,12 @@ def test_official_file__a_redirect_off_https_is_refused(server: type[Handler], t
 @pytest.mark.parametrize("name", ["dinov2_vits16", "dinov2_vits14_reg5", "../dinov2_vits14", "dinov2_vits14\n", ""])
 def test_is_official_name__only_released_models(name: str) -> None:
     assert not is_official_name(name)
+
+
+def test_official_file__a_cache_that_cannot_be_made_is_one_line(
+    server: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELIOSTAT_CACHE", "/proc/x")
+    with pytest.raises(StoreFailedError, match=r"/proc/x/weights.* cannot be written: .*Set HELIOSTAT_CACHE to"):
+        official_file("dinov2_vits14")
+    assert server.asked == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.backbones import PX, images, same_weights, small_backbone, tokens_of
 
-from heliostat.errors import ExportExistsError, ExportMismatchError, InvalidValueError
+from heliostat.errors import ExportExistsError, ExportMismatchError, InvalidValueError, StoreFailedError
 from heliostat.models.weights import export, graphs
 from heliostat.models.weights.export import FILES, Format, at_size, export_backbone
 from heliostat.models.weights.load import load_backbone
@@ -77,3 +77,15 @@ def test_difference__another_shape_is_infinite() -> None:
     backbone = small_backbone(registers=2)
     assert export._difference(backbone, graphs.Flat(backbone)) == 0.0
     assert export._difference(backbone, lambda x: graphs.Flat(backbone)(x)[:2]) == float("inf")
+
+
+def test_export_backbone__a_folder_that_cannot_be_made_is_one_line() -> None:
+    with pytest.raises(StoreFailedError, match=r"the folder /proc/x cannot be written: No such file or directory"):
+        export_backbone(small_backbone(), "safetensors", Path("/proc/x"))
+
+
+def test_export_backbone__a_file_that_cannot_be_moved_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(StoreFailedError, match="cannot be written: Is a directory"):
+        export_backbone(small_backbone(), "safetensors", tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

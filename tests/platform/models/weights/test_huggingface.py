@@ -10,6 +10,7 @@ from support.vision_libraries import transformers
 
 from heliostat.errors import IncompatibleCheckpointError, UnreadableWeightsError, UnsupportedExportError
 from heliostat.models.weights.export import export_backbone
+from heliostat.models.weights.huggingface import from_huggingface, to_huggingface
 from heliostat.models.weights.load import load_backbone
 
 NATIVE, OTHERS = (PX,), [(42,), (98,), (42, 56)]
@@ -165,3 +166,11 @@ def test_to_huggingface__the_image_processor_is_the_published_one(tmp_path: Path
     grown = tmp_path / "five"
     export_backbone(small_backbone(channels=5), "huggingface", grown)
     assert not (grown / "preprocessor_config.json").exists()
+
+
+def test_from_huggingface__integers_among_query_key_and_value_are_not_hidden() -> None:
+    tensors = to_huggingface(small_backbone().state_dict())
+    name = "encoder.layer.0.attention.attention.key.weight"
+    found = from_huggingface({**tensors, name: tensors[name].long()})
+    assert "blocks.0.attn.qkv.weight" not in found
+    assert "blocks.1.attn.qkv.weight" in found

@@ -1,6 +1,8 @@
+import inspect
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,64 @@ def test_heliostat__has_load_backbone_and_loads_torch_for_it_only() -> None:
 def test_load_backbone__the_result_is_a_vision_transformer(tmp_path: Path) -> None:
     save_file(small_backbone().state_dict(), tmp_path / "x.safetensors")
     assert isinstance(load_backbone(str(tmp_path / "x.safetensors")), VisionTransformer)
+
+
+def test_load_backbone__a_folder_of_our_own_export(tmp_path: Path) -> None:
+    model = small_backbone(**ROTARY)
+    export_backbone(model, "safetensors", tmp_path)
+    assert same_weights(load_backbone(tmp_path), model)
+    (tmp_path / "other").mkdir()
+    save_file(small_backbone().state_dict(), tmp_path / "other" / "model.safetensors")
+    with pytest.raises(WeightsNotFoundError, match=r"neither config\.lock\.json nor config\.json"):
+        load_backbone(tmp_path / "other")
+
+
+def test_load_backbone__the_config_of_an_earlier_export_does_not_change_ours(tmp_path: Path) -> None:
+    export_backbone(small_backbone(heads=2), "timm", tmp_path)
+    export_backbone(small_backbone(heads=4), "safetensors", tmp_path, overwrite=True)
+    assert load_backbone(tmp_path).config.heads == 4
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", ["channels", "heads"])
+def test_load_backbone__a_count_below_1_is_named(name: str, value: int, tmp_path: Path) -> None:
+    save_file(small_backbone().state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(InvalidValueError, match=rf"HS-CONF-004: {name} {value} is less than 1\. "):
+        load_backbone(tmp_path / "x.safetensors", **{name: value})
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("channels", [None, 5])
+@pytest.mark.parametrize("name", ["cls_token", "patch_embed.proj.weight"])
+def test_load_backbone__integers_are_refused(name: str, channels: int | None, suffix: str, tmp_path: Path) -> None:
+    state = small_backbone().state_dict()
+    state[name] = state[name].long()
+    path = tmp_path / f"x.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    with pytest.raises(UnreadableWeightsError, match=rf"holds tensors that are not floating point: {name} \(int64\)"):
+        load_backbone(path, channels=channels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e200])
+@pytest.mark.parametrize("channels", [None, 5])
+def test_load_backbone__numbers_that_are_not_finite_are_refused(
+    value: float, channels: int | None, tmp_path: Path
+) -> None:
+    state = {name: tensor.double() for name, tensor in small_backbone().state_dict().items()}
+    state["patch_embed.proj.weight"][3, 1, 4, 1] = value
+    state["norm.bias"][5] = value
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UnreadableWeightsError, match=r"NaN or infinity in patch_embed\.proj\.weight, norm\.bias\."):
+        load_backbone(tmp_path / "x.safetensors", channels=channels)
+
+
+def test_load_backbone__the_example_of_its_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = inspect.cleandoc(load_backbone.__doc__ or "").split("::\n\n")[1].split("\n\n")[0]
+    model = small_backbone(arch="vit_s", embed_dim=384, heads=6, grid=37)
+    (tmp_path / "weights").mkdir()
+    torch.save(model.state_dict(), tmp_path / "weights" / "dinov2_vits14_pretrain.pth")
+    monkeypatch.setenv("HELIOSTAT_CACHE", str(tmp_path))
+    names: dict[str, Any] = {"heliostat": heliostat, "torch": torch}
+    exec(textwrap.dedent(example), names)
+    assert names["tokens"].cls_BD.shape == (2, 384)
+    assert names["tokens"].patches_BND.shape == (2, 256, 384)
