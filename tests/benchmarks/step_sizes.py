@@ -84,6 +84,13 @@ SIZES = {
         centring="sinkhorn_knopp",
         activation_checkpointing="full",
     ),
+    "vit_s14_131k_selective": replace(
+        _S14_65K,
+        prototypes=131072,
+        ibot_head="separate",
+        centring="sinkhorn_knopp",
+        activation_checkpointing="selective",
+    ),
     "vit_l14": Size(
         *("vit_l", 1024, 24, 16, 14, 224, 98, 8),
         images=32,
