@@ -11,7 +11,7 @@ Ratios:
     memory_131k: peak memory of ours over the reference's, in fp32 at 131,072 prototypes, two heads, Sinkhorn-Knopp:
         smaller is better. Peaks are whole processes, Python and libraries included. Ours recomputes whole blocks at
         this size (``activation_checkpointing: full``), the reference keeps everything; ``details.sizes`` has the speed
-        that is left, and the memory with the default, ``selective``.
+        that is left, and the memory with ``selective``.
 
 All workers have the environment that the platform gives its own, allocator settings included: ratios compare
 implementations. ``reference_default_allocator_*`` (images/s) is the reference as a script that sets nothing.

@@ -39,7 +39,7 @@ class Size:
     ibot_head: str = "separate"
     centring: str = "sinkhorn_knopp"
     drop_path: float = 0.3
-    activation_checkpointing: str = "selective"
+    activation_checkpointing: str = "none"
     """The default of a recipe; the reference keeps everything."""
     compile: bool = False
     steps_per_turn: int = 1

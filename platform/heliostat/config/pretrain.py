@@ -177,7 +177,7 @@ class TrainingConfig(Section):
     zero_stage: Literal[1, 2] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="compute precision; parameters stay fp32")
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
-        "selective",
+        "none",
         description="what the backward pass recomputes instead of keeping: nothing, what is cheap to recompute, or "
         "whole blocks",
     )
