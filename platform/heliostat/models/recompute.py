@@ -2,7 +2,8 @@
 
 ``selective`` keeps matrix products and attention and computes the rest again (norms, activations, gathers and
 scatters), for about a tenth of the time on a CPU. ``full`` keeps a block's inputs only. ``RESULTS.md`` has what each
-saves of a whole process at 131,072 prototypes. All draws are made before the forward pass and handed in, so a second computation repeats the first exactly.
+saves of a whole process at 131,072 prototypes. All draws are made before the forward pass and handed in, so a second
+computation repeats the first exactly.
 """
 
 from collections.abc import Callable
