@@ -130,7 +130,7 @@ def heliostat(
 
     Exit status: 0 ok, 1 the job failed, 2 usage, 3 a store or cluster cannot be reached, 4 gave up after preemptions.
     """
-    configure_logging()
+    configure_logging("warning")  # what a command has to say it prints; workers log the rest
     if version:
         print_json({"version": __version__}) if json else typer.echo(f"heliostat {__version__}")
     elif context.invoked_subcommand is None:
