@@ -129,6 +129,16 @@ def test_zero_engine__stage_1_trains_like_stage_2(reference: Trace) -> None:
         assert_same_training(trace, reference)
 
 
+def test_zero_engine__in_bf16_sums_gradients_over_workers_in_full_precision() -> None:
+    recipe = tiny_recipe(precision="bf16")
+    alone, *_ = run_world(1, train_under_zero, recipe, "")
+    for trace in run_world(2, train_under_zero, recipe, ""):
+        for mine, expected in zip(trace.terms, alone.terms, strict=True):
+            assert mine == pytest.approx(expected, rel=1e-3)
+        for norms, expected in zip(trace.norms, alone.norms, strict=True):
+            assert norms == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize("plant", ["koleo", "sinkhorn"])
 def test_zero_engine__a_planted_per_worker_loss_is_found(reference: Trace, plant: str) -> None:
     trace = run_world(2, train_under_zero, tiny_recipe(), plant)[0]
