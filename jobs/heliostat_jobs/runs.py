@@ -10,10 +10,10 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError, RunNotFoundError
+from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
 
-LOCK_KEY = "config.lock.json"
 CONFIG_KEY = "config.yaml"
 
 

@@ -4,6 +4,7 @@ Legend: B crops of a group, N tokens of a crop, D width, T packed tokens of all 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,8 @@ class Block(nn.Module):
             return _add(groups, keep, self.ls1(mixed_TD, self.attn.proj))
         streams = [x.flatten(0, 1).index_select(0, index) for x, index in zip(groups, wanted, strict=True)]
         sources = [_among_kept(*each) for each in zip(groups, _or_all(keep, groups), wanted, strict=True)]
-        starts = _starts([sequences * tokens for sequences, tokens in layout])
-        chosen = torch.cat([rows + start for (_, rows), start in zip(sources, starts, strict=True)])
+        starts = accumulate((sequences * tokens for sequences, tokens in layout), initial=0)
+        chosen = torch.cat([rows + start for (_, rows), start in zip(sources, starts, strict=False)])
         residual = self.ls1(mixed_TD.index_select(0, chosen), self.attn.proj)
         return _add_at(streams, [where for where, _ in sources], residual, _scales(groups, keep))
 
@@ -94,10 +95,6 @@ class Block(nn.Module):
 def _pack(groups: Sequence[Tensor]) -> Tensor:
     flat = [x.flatten(0, 1) for x in groups]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
 def _or_all(keep: BranchKeep | None, groups: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -7,7 +7,7 @@ computation repeats the first exactly.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ _KEPT = (
 """Namespace and name of the operators whose results are kept; those that are not installed are left out."""
 
 
+@cache
 def _kept_operators() -> list[Any]:
     found = []
     for namespace, name in _KEPT:

@@ -1,6 +1,6 @@
 """Teacher targets by softmax centring, as an offset vector like that of Sinkhorn-Knopp.
 
-Targets are ``softmax((logits - centre) / τ)``, which is ``softmax(logits / τ + offset)``: ``sinkhorn.targets`` serves
+Targets are ``softmax((logits - centre) / τ)``, which is ``softmax(logits / τ + offset)``: one loss serves
 both. The centre follows the mean of the teacher's logits, the mean over the step's slots of each slot's mean, so that
 slots weigh the same whatever their numbers of masked tokens and wherever they are computed.
 

@@ -86,8 +86,3 @@ def _log_sum(log_values: Tensor, reducer: Reducer) -> Tensor:
     # Summed in float64, so that the number of workers shows in the last bits of fp32 only.
     total = reducer.sum(torch.exp((log_values - top).double()))
     return torch.where(total > 0, torch.log(total).to(top.dtype) + top, torch.zeros_like(top))
-
-
-def targets(logits_TK: Tensor, temperature: float, offset_K: Tensor) -> Tensor:
-    """The teacher's distributions, (T, K), fp32, rows sum to 1."""
-    return torch.softmax(logits_TK.float() / temperature + offset_K, dim=-1)

@@ -66,6 +66,11 @@ class StepResult:
     """None if the update was made."""
 
 
+def _fault(step: int, numbers: Mapping[str, float]) -> str | None:
+    wrong = ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
+    return f"step {step} is not finite ({wrong})" if wrong else None
+
+
 class TrainingStep:
     """Student and teacher of a run, advanced one step at a time.
 
@@ -111,7 +116,7 @@ class TrainingStep:
     def run(self, step: int, slots: Sequence[SlotBatch], values: StepValues | None = None) -> StepResult:
         """Advance student and teacher by one step.
 
-        A step whose loss or gradient is not finite is left out: no parameter, moment, centre or teacher changes.
+        A step whose loss or gradient is not finite is left out: no parameter, moment, centre or EMA teacher changes.
 
         Args:
             step: index of the step, from 0.
@@ -132,7 +137,7 @@ class TrainingStep:
         with self._phase("student_s"):
             terms, broken = self._accumulate(step, slots, targets)
         norms = self._engine.gradient_norms()
-        fault = self._fault(step, {**terms, **{f"gradient norm of {name}": norm for name, norm in norms.items()}})
+        fault = _fault(step, {**terms, **{f"gradient norm of {name}": norm for name, norm in norms.items()}})
         if fault is not None:
             skipped = self._skip(fault, [sample for index in broken for sample in slots[index].ids])
             return StepResult(terms, norms, values, skipped)
@@ -225,10 +230,6 @@ class TrainingStep:
         with autocast(self._recipe.training, slot.global_crops.device):
             anchor = gram_anchor(self.gram_teacher, slot)
         return SlotTargets(targets.cls, targets.masked, anchor)
-
-    def _fault(self, step: int, numbers: Mapping[str, float]) -> str | None:
-        wrong = ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
-        return f"step {step} is not finite ({wrong})" if wrong else None
 
     def _skip(self, fault: str, ids: list[str]) -> SkippedStep:
         self._engine.discard()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.targets import targets
 from torch import Tensor
 
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
 from heliostat.objectives.cross_entropy import Layer
-from heliostat.objectives.sinkhorn import OneWorker, targets
+from heliostat.objectives.sinkhorn import OneWorker
 
 PROTOTYPES = 12
 SEEDS = st.integers(0, 10**6)

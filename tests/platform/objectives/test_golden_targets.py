@@ -4,10 +4,11 @@ import pytest
 import torch
 from support.closed_form import det
 from support.golden import GOLDEN, close
+from support.targets import targets
 from torch import Tensor
 
 from heliostat.objectives.centring import centre_offset, next_centre
-from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset, targets
+from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset
 
 LOGITS = det((8, 24), 11)
 MASKED_LOGITS = det((15, 24), 41)

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.targets import targets
 from torch import Tensor
 
-from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset, targets
+from heliostat.objectives.sinkhorn import OneWorker, sinkhorn_offset
 
 
 def textbook(logits_TK: Tensor, temperature: float, iterations: int) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """The teacher of a run of ours, from its committed checkpoints."""
 
 import json
+import math
 from collections.abc import Mapping
 
 from heliostat.checkpoint.format import CheckpointManifest, tensor_name
@@ -90,13 +91,7 @@ def _teacher(run: Store, manifest: CheckpointManifest, recipe: PretrainRecipe) -
 
 def _flat(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """A checkpoint knows its tensors' sizes, not their shapes."""
-    sizes: dict[str, Shape] = {}
-    for name, shape in shapes.items():
-        numel = 1
-        for side in shape:
-            numel *= side
-        sizes[name] = (numel,)
-    return sizes
+    return {name: (math.prod(shape),) for name, shape in shapes.items()}
 
 
 def _flat_teacher(manifest: CheckpointManifest) -> dict[str, Shape]:
