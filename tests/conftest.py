@@ -15,6 +15,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from hypothesis import settings
+from support.fault_proxy import FaultProxy
 
 # Tests share few cores with each other's processes; threads of one calculation would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,6 +78,21 @@ def s3_root(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid4().hex}"
+
+
+@pytest.fixture
+def fault_proxy(s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy to the real server that does no harm yet; stores first used from now on go through it."""
+    with FaultProxy(s3_server).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries of S3 wait milliseconds: tests with many faults would wait for nothing else."""
+    monkeypatch.setattr("heliostat.storage.s3_backoff.FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr("heliostat.storage.s3_backoff.MAX_WAIT_S", 0.05)
 
 
 def _free_ports(count: int) -> list[int]:

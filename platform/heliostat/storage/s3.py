@@ -2,20 +2,25 @@
 
 Endpoint and credentials come from the standard AWS environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, profiles, roles)
 of the process that uses the store, never from its URL, so that a store can be logged and sent to other machines. What
-is transient is retried here and nowhere else: botocore's own retries are off. A version is the object's ETag.
+is transient is retried here and nowhere else: botocore's own retries are off. Credentials that expired are read anew.
+A version is the object's ETag.
+
+What the wire changes or cuts is found, and sent or read again: writes carry a CRC32 that the server checks, whole reads
+are held against the server's if it keeps one (not for objects written in parts), and ranges against Content-Range. A
+byte that changes inside a range is found by the hashes of whoever reads it.
 """
 
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import stamina
-from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+from botocore.parsers import ResponseParserError
 
 from heliostat.errors import (
     InvalidUrlError,
@@ -24,9 +29,20 @@ from heliostat.errors import (
     StorageError,
     VersionConflictError,
 )
+from heliostat.storage.retries import count_retry
 from heliostat.storage.s3_backoff import Backoff
 from heliostat.storage.s3_client import ProcessClient
-from heliostat.storage.s3_errors import is_missing, is_precondition, is_transient, status_of, storage_error
+from heliostat.storage.s3_errors import (
+    Remedy,
+    is_missing,
+    is_precondition,
+    is_transient,
+    reason_of,
+    remedy_of,
+    status_of,
+    storage_error,
+)
+from heliostat.storage.s3_multipart import PART_BYTES, MultipartUpload, cut
 from heliostat.storage.store import (
     Chunks,
     ObjectInfo,
@@ -38,16 +54,13 @@ from heliostat.storage.store import (
 )
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 RETRY_BUDGET_S = 10.0
 """No attempt begins later than this. With the timeout of connecting, a dead endpoint is named within 15 s."""
-PART_BYTES = 16 * 1024 * 1024
-_BUFFER_BYTES = 1024 * 1024
 _RANGE_NOT_SATISFIABLE = 416
-_TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 T = TypeVar("T")
@@ -105,7 +118,7 @@ class S3Store(Store):
     def size(self, key: str) -> int:
         """See ``Store.size``."""
         full = self._full(key)
-        return self._call(key, lambda client: client.head_object(Bucket=self.bucket, Key=full)["ContentLength"])
+        return self._call(key, lambda client: _size(client, self.bucket, full))
 
     def exists(self, key: str) -> bool:
         """See ``Store.exists``."""
@@ -124,14 +137,15 @@ class S3Store(Store):
         return None
 
     def put_chunks(self, key: str, chunks: Chunks) -> None:
-        """See ``Store.put_chunks``. Holds about a dozen parts of 16 MiB in memory; a failed upload begins again."""
+        """See ``Store.put_chunks``. Holds at most eight parts of 16 MiB; only a part that fails is sent again."""
         full = self._full(key)
-
-        def send(client: "S3Client") -> None:
-            with io.BufferedReader(_ChunkReader(chunks()), _BUFFER_BYTES) as source:
-                client.upload_fileobj(source, self.bucket, full, Config=_TRANSFER)
-
-        self._call(key, send)
+        pieces = cut(chunks())
+        first = next(pieces, b"")
+        if len(first) < PART_BYTES:
+            return self.put(key, first)
+        hurried = self.patient(min(self.retry_budget_s, RETRY_BUDGET_S))
+        upload = MultipartUpload(self.bucket, full, partial(self._call, key), partial(hurried._call, key))
+        return upload.send(chain([first], pieces))
 
     def create(self, key: str, data: bytes) -> str:
         """See ``Store.create``."""
@@ -176,6 +190,10 @@ class S3Store(Store):
         """See ``Store.sub``; the connections are shared."""
         return type(self)(self.bucket, self._full(prefix), self.retry_budget_s, self._client)
 
+    def patient(self, budget_s: float) -> Self:
+        """See ``Store.patient``; the connections are shared."""
+        return replace(self, retry_budget_s=budget_s)
+
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{normalise_key(key)}".lstrip("/")
 
@@ -183,11 +201,23 @@ class S3Store(Store):
         return f"{self.url}/{key}" if key else self.url
 
     def _call(self, key: str, action: Callable[["S3Client"], T]) -> T:
-        """Do it, again while the failure is transient and the budget lasts; name what remains."""
+        """Do it, again while that may help and the budget lasts; name what remains."""
+        refused: S3Client | None = None
+
+        def attempt() -> T:
+            nonlocal refused
+            client = self._client.get(other_than=refused)
+            try:
+                return action(client)
+            except (BotoCoreError, ClientError) as error:
+                refused = client if remedy_of(error) in (Remedy.RENEW, Remedy.RENEW_ONCE) else None
+                raise
+
         # The backoff alone decides when to stop: stamina's own timeout is looked at before a wait, not after it.
         retrying = stamina.RetryingCaller(attempts=None, timeout=None)
         try:
-            return retrying(Backoff(self.retry_budget_s), lambda: action(self._client.get()))
+            with Backoff(self.retry_budget_s, f"s3://{self.bucket}", self._name(key)) as backoff:
+                return retrying(backoff, attempt)
         except (BotoCoreError, ClientError) as error:
             raise self._translated(error, key) from error
 
@@ -244,23 +274,17 @@ class _PreconditionFailed(Exception):
     """The condition of a write did not hold."""
 
 
-class _ChunkReader(io.RawIOBase):
-    """A file for the uploader over pieces of bytes; not seekable, so that parts are read once and in order."""
-
-    def __init__(self, chunks: Iterable[bytes | memoryview]) -> None:
-        self._chunks = (memoryview(chunk).cast("B") for chunk in chunks if len(chunk))
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        self._left = self._left or next(self._chunks, self._left)
-        target = memoryview(buffer).cast("B")
-        piece = self._left[: len(target)]
-        target[: len(piece)] = piece
-        self._left = self._left[len(piece) :]
-        return len(piece)
+def _size(client: "S3Client", bucket: str, key: str) -> int:
+    try:
+        return client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+    except ClientError as error:
+        if status_of(error) not in (400, 403):
+            raise
+        # The answer to HEAD has no body that would say whether credentials expired or are wrong; this one has.
+        count_retry(reason_of(error))
+        response = client.get_object(Bucket=bucket, Key=key)
+        response["Body"].close()
+        return response["ContentLength"]
 
 
 def _read(client: "S3Client", bucket: str, key: str, start: int = 0, end: int | None = None) -> tuple[bytes, str]:
@@ -277,12 +301,32 @@ def _read(client: "S3Client", bucket: str, key: str, start: int = 0, end: int | 
         raise
     with closing(response["Body"]) as body:
         data = body.read()
-    if len(data) != response["ContentLength"]:
-        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=response["ContentLength"])
+    expected = response["ContentLength"]
+    if start or end is not None:
+        expected = _range_size(response.get("ContentRange", ""), start, end)
+    if len(data) != expected:
+        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
     return data, response["ETag"]
+
+
+def _range_size(content_range: str, start: int, end: int | None) -> int:
+    """Size of the range that was asked for, by the object's size that the answer tells; -1 if it is another range.
+
+    Content-Length alone would be believed where something on the way set it to what it let through.
+    """
+    answered = _CONTENT_RANGE.fullmatch(content_range)
+    if answered is None:
+        return -1
+    first, last, size = map(int, answered.groups())
+    stop = size if end is None else min(end, size)
+    return stop - start if (first, last + 1) == (start, stop) else -1
 
 
 def _list_page(client: "S3Client", bucket: str, prefix: str, token: str) -> "ListObjectsV2OutputTypeDef":
     if token:
-        return client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=token)
-    return client.list_objects_v2(Bucket=bucket, Prefix=prefix)
+        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=token)
+    else:
+        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix)
+    if "IsTruncated" not in page:  # botocore takes a body that was cut to nothing for an answer without fields
+        raise ResponseParserError("an answer without IsTruncated")
+    return page

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import urlsplit
 
 import boto3
@@ -41,17 +41,21 @@ class ProcessClient:
     def __reduce__(self) -> tuple[type["ProcessClient"], tuple[()]]:
         return (ProcessClient, ())
 
-    def get(self) -> "S3Client":
+    def get(self, other_than: "S3Client | None" = None) -> "S3Client":
         """The client.
+
+        Args:
+            other_than: One whose credentials were refused. If no other thread has replaced it yet, a new one is made,
+                for which credentials files, profiles and roles are read anew.
 
         Raises:
             InvalidUrlError: AWS_ENDPOINT_URL is not a plain address.
         """
         made = self._made
-        if made is None or made[0] != os.getpid():
+        if not _serves(made, other_than):
             with _making:
                 made = self._made
-                if made is None or made[0] != os.getpid():
+                if not _serves(made, other_than):
                     made = self._made = (os.getpid(), _make_client())
         return made[1]
 
@@ -60,6 +64,10 @@ class ProcessClient:
         if self._made is None:
             return "the endpoint of the AWS environment"
         return urlsplit(self._made[1].meta.endpoint_url).netloc.rpartition("@")[2]
+
+
+def _serves(made: "tuple[int, S3Client] | None", other_than: "S3Client | None") -> "TypeGuard[tuple[int, S3Client]]":
+    return made is not None and made[0] == os.getpid() and made[1] is not other_than
 
 
 def _make_client() -> "S3Client":

@@ -119,6 +119,14 @@ class Store(ABC):
     def sub(self, prefix: str) -> Self:
         """The same store seen from below a prefix: its keys start there."""
 
+    def patient(self, budget_s: float) -> Self:
+        """The same store, which tries that long to get an answer, in seconds, before it raises an error.
+
+        For what would rather stall through an outage than die of it. A long wait is logged, and its end. What has
+        nothing to wait for, as a folder, returns itself.
+        """
+        return self
+
     def upload(self, key: str, path: Path) -> None:
         """``put`` the content of a local file without holding it in memory.
 

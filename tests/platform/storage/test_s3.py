@@ -1,134 +1,24 @@
 import pickle
-import random
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from typing import Literal
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
 
 from heliostat.errors import (
     InvalidUrlError,
-    ObjectExistsError,
     StorageError,
     StoreDeniedError,
     StoreFailedError,
     StoreUnreachableError,
-    VersionConflictError,
 )
-from heliostat.storage import ObjectInfo, Store, open_store
-from heliostat.storage.s3 import S3Store
+from heliostat.storage import Store, open_store
+from heliostat.storage.s3 import S3Store, _range_size
 
 pytestmark = pytest.mark.s3
 SECRET = "heliostat-canary-secret"
-
-
-@dataclass(slots=True)
-class Fault:
-    """What to do to the next ``times`` requests whose first line holds ``request``."""
-
-    request: bytes
-    kind: Literal["lose_answer", "cut_body", "slow_down"]
-    times: int = 1
-
-
-class FaultProxy:
-    """Passes TCP connections on to an S3 server and harms the answers that a test asks it to harm."""
-
-    def __init__(self, endpoint: str) -> None:
-        address = urlsplit(endpoint)
-        self._upstream = (address.hostname, address.port)
-        self._faults: list[Fault] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.harmed = 0
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def plan(self, *faults: Fault) -> None:
-        self._faults = list(faults)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        """One connection. Requests and answers alternate on it, so one thread reads whole answers in between."""
-        with closing(client), closing(socket.create_connection(self._upstream)) as server:
-            try:
-                while request := _read_message(client, server):
-                    if not self._answer(request, client, server):
-                        return
-            except OSError:
-                return  # the other side gave up, as is its right
-
-    def _answer(self, request: bytes, client: socket.socket, server: socket.socket) -> bool:
-        fault = self._take(request)
-        if fault and fault.kind == "slow_down":
-            body = b"<Error><Code>SlowDown</Code></Error>"
-            client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            return False  # the request was not passed on
-        server.sendall(request)
-        answer = _read_message(server, None, body=not request.startswith(b"HEAD"))
-        if fault:
-            head, _, body = answer.partition(b"\r\n\r\n")
-            client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2] if fault.kind == "cut_body" else b"")
-            return False
-        client.sendall(answer)
-        return True
-
-    def _take(self, request: bytes) -> Fault | None:
-        line = request.partition(b"\r\n")[0]
-        for fault in self._faults:
-            if fault.times and fault.request in line:
-                fault.times -= 1
-                self.harmed += 1
-                return fault
-        return None
-
-
-def _read_message(source: socket.socket, waiting: socket.socket | None, body: bool = True) -> bytes:
-    """One HTTP message. A client that waits for leave to send its body gets it here, not from the server."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        received = source.recv(65536)
-        if not received:
-            return b""
-        data += received
-    head, separator, rest = data.partition(b"\r\n\r\n")
-    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    if fields.get(b"expect") == b"100-continue" and waiting is not None:
-        source.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:"))
-    while body and (
-        len(rest) < int(fields.get(b"content-length", b"0"))
-        or (fields.get(b"transfer-encoding") == b"chunked" and not rest.endswith(b"0\r\n\r\n"))
-    ):
-        rest += source.recv(65536)
-    return head + separator + rest
-
-
-@pytest.fixture
-def proxy(s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy to the real server; stores used from now on go through it."""
-    proxy = FaultProxy(s3_server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture
@@ -222,66 +112,6 @@ def test_store__names_a_missing_bucket(s3_root: str) -> None:
         assert "s3://no-such-bucket" in _one_line(caught.value)
 
 
-def test_store__retries_a_server_that_asks_to_slow_down(proxy: FaultProxy, store: Store) -> None:
-    proxy.plan(Fault(b"PUT", "slow_down", 2), Fault(b"GET", "slow_down", 2))
-    store.put("k", b"v")
-    assert store.get("k") == b"v"
-    assert list(store.list()) == [ObjectInfo("k", 1)]
-    assert proxy.harmed == 4
-
-
-def test_store__that_is_slow_for_longer_than_the_budget_counts_as_unreachable(proxy: FaultProxy, s3_root: str) -> None:
-    proxy.plan(Fault(b"GET", "slow_down", 1000))
-    with pytest.raises(StoreUnreachableError, match=r"within 0\.3 s of retrying \(SlowDown\)"):
-        S3Store("heliostat", "x", retry_budget_s=0.3).get("k")
-
-
-def test_get__reads_a_cut_body_again(proxy: FaultProxy, store: Store) -> None:
-    content = random.Random(1).randbytes(300_000)
-    store.put("k", content)
-    proxy.plan(Fault(b"GET", "cut_body", 2))
-    assert store.get("k") == content
-    proxy.plan(Fault(b"GET", "cut_body", 1))
-    assert store.get("k", 1000, 250_000) == content[1000:250_000]
-    assert proxy.harmed == 3
-
-
-def test_create__whose_answer_was_lost_knows_that_it_won(proxy: FaultProxy, store: Store) -> None:
-    proxy.plan(Fault(b"PUT", "lose_answer"))
-    version = store.create("log/1", b"mine")
-    assert proxy.harmed == 1
-    assert store.get_versioned("log/1") == (b"mine", version)
-
-
-def test_create__whose_answer_was_lost_knows_that_it_came_second(proxy: FaultProxy, store: Store) -> None:
-    store.create("log/1", b"of an earlier writer")
-    proxy.plan(Fault(b"PUT", "lose_answer"))
-    with pytest.raises(ObjectExistsError):
-        store.create("log/1", b"mine")
-    assert proxy.harmed == 1
-    assert store.get("log/1") == b"of an earlier writer"
-
-
-def test_replace__whose_answer_was_lost_knows_who_won(proxy: FaultProxy, store: Store) -> None:
-    first = store.create("pointer", b"1")
-    proxy.plan(Fault(b"PUT", "lose_answer"))
-    second = store.replace("pointer", b"2 by me", first)
-    assert store.get_versioned("pointer") == (b"2 by me", second)
-    proxy.plan(Fault(b"PUT", "lose_answer"))
-    with pytest.raises(VersionConflictError):
-        store.replace("pointer", b"3 by me", first)
-    assert store.get("pointer") == b"2 by me"
-    assert proxy.harmed == 2
-
-
-def test_put_chunks__begins_again_when_a_part_fails(proxy: FaultProxy, store: Store) -> None:
-    content = random.Random(2).randbytes(17 * 1024 * 1024)
-    proxy.plan(Fault(b"partNumber=2", "slow_down"))
-    store.put("k", content)
-    assert proxy.harmed == 1
-    assert store.get("k") == content
-
-
 def test_put_chunks__that_fail_leave_no_parts_behind(s3_root: str, s3_server: str, store: Store) -> None:
     def broken() -> Iterator[bytes]:
         yield bytes(17 * 1024 * 1024)
@@ -306,3 +136,23 @@ def test_list__skips_keys_that_only_foreign_tools_could_write(store: Store, s3_r
     with closing(boto3.session.Session().client("s3")) as client:
         client.put_object(Bucket="heliostat", Key=f"{s3_root.removeprefix('s3://heliostat/')}/folder/", Body=b"")
     assert [info.key for info in store.list()] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("content_range", "start", "end", "size"),
+    [
+        ("bytes 0-9/100", 0, 10, 10),
+        ("bytes 90-99/100", 90, 200, 10),  # cut off at the object's end
+        ("bytes 90-99/100", 90, None, 10),
+        ("bytes 0-99/100", 0, 10, -1),  # more than was asked for
+        ("bytes 0-8/100", 0, 10, -1),
+        ("bytes 1-9/100", 0, 10, -1),
+        ("bytes 90-95/100", 90, None, -1),
+        ("bytes 0-9/*", 0, 10, -1),
+        ("", 0, 10, -1),  # the range was ignored
+    ],
+)
+def test_range_size__believes_only_the_range_that_was_asked_for(
+    content_range: str, start: int, end: int | None, size: int
+) -> None:
+    assert _range_size(content_range, start, end) == size
