@@ -8,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
+from support.hostile import PHOTO, scan_bomb, with_segment
 
-from heliostat.data.images import ImageInfo, ImageLimits, Reason, decode_rgb, inspect
+from heliostat.data.codecs import KNOWN_FORMATS
+from heliostat.data.decode import decode_rgb
+from heliostat.data.headers import jpeg_scans
+from heliostat.data.images import ImageInfo, ImageLimits, Reason, inspect
 from heliostat.errors import RejectedImageError
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(40)[:, None] * 4, np.arange(60) * 3, 128), axis=2).astype(np.uint8)
@@ -78,9 +82,69 @@ def test_inspect__rejects_the_image_cut_off_anywhere(name: str) -> None:
         assert reason_of(whole[:end]) in {Reason.EMPTY, Reason.NOT_AN_IMAGE, Reason.TRUNCATED, Reason.UNDECODABLE}
 
 
-def test_inspect__says_that_half_an_image_is_truncated() -> None:
-    for whole in GOOD.values():
-        assert reason_of(whole[: len(whole) // 2]) == "truncated"
+@pytest.mark.parametrize("progressive", [False, True])
+def test_inspect__says_that_a_photograph_without_its_end_is_truncated(progressive: bool) -> None:
+    whole = encode(PHOTO, "JPEG", progressive=progressive)
+    for end in (len(whole) // 2, len(whole) - 100, len(whole) - 2):
+        assert reason_of(whole[:end]) == "truncated"
+
+
+OPTIONAL = {
+    "AVIF": encode(Image.fromarray(GRADIENT), "AVIF", quality=95),
+    "BMP": encode(Image.fromarray(GRADIENT), "BMP"),
+    "GIF": encode(Image.fromarray(GRADIENT).quantize(), "GIF"),
+    "TIFF": encode(Image.fromarray(GRADIENT), "TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("format", OPTIONAL)
+def test_inspect__accepts_further_formats_only_if_they_are_allowed(format: str) -> None:
+    data = OPTIONAL[format]
+    assert reason_of(data) == "unsupported-format"
+    assert reason_of(data, ImageLimits(formats=KNOWN_FORMATS - {format})) == "unsupported-format"
+    limits = ImageLimits(formats=frozenset({format}))
+    assert inspect(data, limits) == ImageInfo(60, 40, format)
+    assert reason_of(GOOD["jpeg"], limits) == "unsupported-format"
+    assert np.abs(decode_rgb(data).astype(int) - GRADIENT).mean() < 6
+    assert reason_of(data, ImageLimits(max_side_px=59, formats=limits.formats)) == "too-many-pixels"
+    assert reason_of(data[: len(data) // 2], limits) in {"truncated", "undecodable"}
+
+
+@pytest.mark.parametrize("format", ["AVIF", "GIF", "TIFF"])
+def test_inspect__rejects_several_frames_or_pages(format: str) -> None:
+    second = [Image.fromarray(255 - GRADIENT)]
+    data = encode(Image.fromarray(GRADIENT), format, save_all=True, append_images=second)
+    assert reason_of(data, ImageLimits(formats=KNOWN_FORMATS)) == "animated"
+
+
+def test_inspect__rejects_tiffs_whose_samples_have_no_known_range() -> None:
+    limits = ImageLimits(formats=KNOWN_FORMATS)
+    for kind in (np.float32, np.int32):
+        assert (
+            reason_of(encode(Image.fromarray(GRADIENT[:, :, 0].astype(kind)), "TIFF"), limits) == "unsupported-format"
+        )
+    sixteen = (np.arange(40 * 60).reshape(40, 60) * 27).astype(np.uint16)
+    data = encode(Image.fromarray(sixteen), "TIFF")
+    assert inspect(data, limits) == ImageInfo(60, 40, "TIFF")
+    np.testing.assert_array_equal(decode_rgb(data)[:, :, 0], sixteen >> 8)
+
+
+def test_limits__name_the_formats_that_can_be_allowed() -> None:
+    with pytest.raises(ValueError, match="no codec for EPS, JPG, there are AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"):
+        ImageLimits(formats=frozenset({"JPG", "EPS"}))
+
+
+def test_scans__of_the_picture_count_and_no_others() -> None:
+    whole = scan_bomb(20)
+    assert jpeg_scans(GOOD["jpeg"]) == 1
+    assert jpeg_scans(GOOD["progressive"]) == 10  # the usual script of libjpeg
+    assert jpeg_scans(whole) == 29
+    thumbnail = with_segment(GOOD["jpeg"], 0xE1, b"Exif\0\0" + b"\xff\xda" * 200)
+    assert jpeg_scans(thumbnail) == 1
+    film_behind = GOOD["progressive"] + b"\xff\xda" * 200
+    assert jpeg_scans(film_behind) == 10
+    assert inspect(thumbnail) == inspect(film_behind) == ImageInfo(60, 40, "JPEG")
+    assert jpeg_scans(GOOD["jpeg"][:-2]) == 1  # no end
 
 
 def test_inspect__names_the_codes_value_rule_and_next_step() -> None:
@@ -103,7 +167,7 @@ def test_inspect__names_the_codes_value_rule_and_next_step() -> None:
         (encode(Image.fromarray(GRADIENT), "BMP"), "unsupported-format"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported-format"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "unsupported-format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not-an-image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported-format"),
         (png_header(30_000, 30_000), "too-many-pixels"),
         (png_header(2**31 - 1, 1), "too-many-pixels"),
         (png_header(10_000, 10_000), "too-many-pixels"),
