@@ -29,6 +29,15 @@ def permutation(size: int, seed: int, purpose: str, *indices: int) -> NDArray[np
     return np.argsort(words, kind="stable")
 
 
+def units(size: int, seed: int, purpose: str, *indices: int) -> NDArray[np.float64]:
+    """The first ``size`` numbers of a stream, uniform in [0, 1) with 53 random bits: those of ``Draws.unit``."""
+    return _units(np.random.Philox(key=stream_key(seed, purpose, *indices)), size)
+
+
+def _units(words: np.random.Philox, size: int) -> NDArray[np.float64]:
+    return (words.random_raw(size) >> np.uint64(11)).astype(np.float64) * _UNIT
+
+
 class Draws:
     """One stream, read from its start."""
 
@@ -39,8 +48,7 @@ class Draws:
     def unit(self) -> float:
         """A uniform number in [0, 1) with 53 random bits."""
         if not self._block:
-            raw = self._words.random_raw(_BLOCK_WORDS)
-            self._block = ((raw >> np.uint64(11)).astype(np.float64) * _UNIT)[::-1].tolist()
+            self._block = _units(self._words, _BLOCK_WORDS)[::-1].tolist()
         return self._block.pop()
 
     def uniform(self, low: float, high: float) -> float:

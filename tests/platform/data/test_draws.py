@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.data.draws import Draws, permutation, stream_key
+from heliostat.data.draws import Draws, permutation, stream_key, units
 
 MANY = 8000
 KEYS = st.tuples(
@@ -32,6 +32,12 @@ def test_draws__are_frozen_for_ever() -> None:
     assert items == [5, 7, 9, 1, 3, 2, 0, 4, 8, 6]
     assert stream_key(7, "rows", 5, 0) == 0xD50C2A8118E045EB56C1CF4037343AF
     assert permutation(12, 7, "rows", 5, 0).tolist() == [8, 11, 5, 9, 4, 0, 3, 10, 1, 6, 2, 7]
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 400])
+def test_units__are_the_first_numbers_of_the_stream(size: int) -> None:
+    draws = Draws(3, "crop", 8)
+    assert units(size, 3, "crop", 8).tolist() == [draws.unit() for _ in range(size)]
 
 
 def test_draws__units_are_uniform_and_independent_between_neighbouring_streams() -> None:
