@@ -1,10 +1,9 @@
 """``heliostat demo``: the whole path once, small: ingest, pre-train, commit, evaluate, report."""
 
 import hashlib
-import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from heliostat.config import ResolvedRecipe, load_recipe
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.yaml_text import show_value
+from heliostat.data.images import DEFAULT_LIMITS, ImageLimits
 from heliostat.data.ingest import ingest, prepare
 from heliostat.data.manifest import dataset_store, load_manifest
-from heliostat.data.sources import FolderListing, SourceItem
+from heliostat.data.sources import Item, RefusedItem, Source, Unit
 from heliostat.errors import NoImagesError
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
@@ -72,17 +72,17 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
     dataset = BUILT_IN if data is None else _dataset_name(data)
     root = open_store(str(out))
     folder = write_tiles(out / "source" / BUILT_IN) if data is None else data
-    training, holdout = split(prepare(folder, root, dataset))
+    source = prepare(folder, root, dataset)
+    check_both_sides(source)
     fixed = [f"root={show_value(str(out))}", f"dataset.name={show_value(dataset)}"]
     resolved = _resolve([*overrides, *fixed], root, environ)
     recipe = resolved.recipe
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the shipped recipe is one
-    _say(f"demo: {len(training.items):,} images to train on, {len(holdout.items):,} held out; Ray is starting")
+    _say("demo: Ray is starting")
     with local_ray(cpus_needed(recipe)):
-        for listing, name in ((training, dataset), (holdout, f"{dataset}-holdout")):
+        for name, held_out in ((dataset, False), (f"{dataset}-holdout", True)):
             with show_ingest() as report:
-                ingest(listing, root, name, report=report)
-        for name in (dataset, f"{dataset}-holdout"):
+                ingest(HashSplit(source, held_out), root, name, report=report)
             check_labels(dataset_store(root, name), load_manifest(root, name))
         train_on_ray(recipe, open_run(resolved))
     _say("evaluating: k-NN of the untrained and the trained teacher on the held-out images")
@@ -101,27 +101,53 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
     )
 
 
-def split(listing: FolderListing) -> tuple[FolderListing, FolderListing]:
-    """Images to train on and images held out, by a hash of their bytes: copies of one image are on the same side.
+@dataclass(frozen=True, slots=True)
+class HashSplit(Source):
+    """One side of another source: the images held out, or the rest.
+
+    A hash of their bytes decides: copies of one image are on the same side, whatever they are called.
+    """
+
+    whole: Source
+    held_out: bool
+
+    @property
+    def description(self) -> str:
+        """The whole, and which side of it."""
+        return f"{self.whole.description} ({'held out' if self.held_out else 'to train on'})"
+
+    def units(self) -> Iterator[Unit]:
+        """Those of the whole; how many images of each are on this side is not known."""
+        return (unit.model_copy(update={"items": None}) for unit in self.whole.units())
+
+    def read(self, unit: Unit, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Item | RefusedItem]:
+        """What is on this side; what is refused is on the one to train on."""
+        for item in self.whole.read(unit, limits):
+            held_out = isinstance(item, Item) and _is_held_out(item.data)
+            if held_out == self.held_out:
+                yield item
+
+
+def check_both_sides(whole: Source) -> None:
+    """Look until there is something on both sides: usually at a handful of images.
 
     Raises:
         NoImagesError: too few images for both.
     """
-    held_out = tuple(item for item in listing.items if _is_held_out(item))
-    rest = tuple(item for item in listing.items if item not in set(held_out))
-    if not held_out or not rest:
-        raise NoImagesError(
-            f"{listing.folder} holds {len(listing.items)} images, too few to train on some and hold out others",
-            "Give a folder with at least a hundred images",
-        )
-    return replace(listing, items=rest), replace(listing, items=held_out)
+    seen: set[bool] = set()
+    for unit in whole.units():
+        for item in whole.read(unit):
+            if isinstance(item, Item):
+                seen.add(_is_held_out(item.data))
+            if len(seen) == 2:
+                return
+    raise NoImagesError(
+        f"{whole.description} holds too few images to train on some and hold out others",
+        "Give a folder with at least a hundred images",
+    )
 
 
-def _is_held_out(item: SourceItem) -> bool:
-    try:
-        data = Path(os.fsdecode(item.path)).read_bytes()
-    except OSError:  # ingest will name it in the quarantine
-        data = b""
+def _is_held_out(data: bytes) -> bool:
     return hashlib.sha256(data).digest()[0] % _HOLDOUT_OF == 0
 
 

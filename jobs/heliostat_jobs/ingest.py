@@ -14,14 +14,21 @@ _STAGES = {"check": "checking", "store": "storing"}
 
 @contextmanager
 def show_ingest() -> Iterator["Report"]:
-    """A view of each stage of an ingest, one after the other; what it gives is told how far the ingest is."""
-    views: dict[str, ItemProgress] = {}
+    """A view of each stage of each round of an ingest, one after the other; what it gives is told how far that is."""
+    views: dict[tuple[int, str], ItemProgress] = {}
     with ExitStack() as open_view:
 
         def report(progress: "IngestProgress") -> None:
-            if progress.stage not in views:
+            key = (progress.round, progress.stage)
+            if key not in views:
                 open_view.close()
-                views[progress.stage] = open_view.enter_context(watch_items(_STAGES[progress.stage], progress.total))
-            views[progress.stage].update(progress.done, progress.quarantined)
+                views.clear()
+                views[key] = open_view.enter_context(watch_items(_phase(progress), progress.total))
+            views[key].update(progress.done, progress.quarantined, progress.total)
 
         yield report
+
+
+def _phase(progress: "IngestProgress") -> str:
+    stage = _STAGES[progress.stage]
+    return stage if progress.round == 0 else f"round {progress.round + 1}: {stage}"

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from support.projects import heliostat
 
-from heliostat.data.sources import FolderListing, SourceItem
+from heliostat.data.sources import Item
+from heliostat.data.sources.folder import FolderSource
 from heliostat.errors import NoImagesError
 from heliostat.storage import open_store
-from heliostat_jobs.demo import _dataset_name, split
+from heliostat_jobs.demo import HashSplit, _dataset_name, check_both_sides
 from heliostat_jobs.photographs import PHOTOGRAPHS, PICTURED, TILE_PX, pictured, write_tiles
 
 _MARGIN = 0.05
@@ -32,34 +33,35 @@ def test_demo__learns_and_reports(tmp_path: Path) -> None:
     assert any(key.endswith(".safetensors") for key in keys)
 
 
-def listing(folder: Path, contents: list[bytes]) -> FolderListing:
-    items = []
+def sides(folder: Path, contents: list[bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """What there is to train on and what is held out of a folder with these files."""
+    folder.mkdir()
     for index, content in enumerate(contents):
-        path = folder / f"{index:04d}.png"
-        path.write_bytes(content)
-        items.append(SourceItem(bytes(path), path.name, "class"))
-    return FolderListing(str(folder), tuple(items), (), 0)
+        (folder / f"{index:04d}.png").write_bytes(content)
+    both = [HashSplit(FolderSource(str(folder)), held_out) for held_out in (False, True)]
+    read = [[item for unit in side.units() for item in side.read(unit)] for side in both]
+    training, holdout = ({item.source: item.data for item in items if isinstance(item, Item)} for items in read)
+    return training, holdout
 
 
 def test_split__is_a_partition_that_depends_on_the_images_alone(tmp_path: Path) -> None:
     contents = [str(number).encode() for number in range(500)]
-    whole = listing(tmp_path, contents)
-    training, holdout = split(whole)
-    assert sorted(item.source for item in (*training.items, *holdout.items)) == [item.source for item in whole.items]
-    assert 70 < len(holdout.items) < 130
-    again = split(listing(tmp_path, contents[:250]))[1]
-    assert list(again.items) == [item for item in holdout.items if item.source < "0250.png"]
+    training, holdout = sides(tmp_path / "all", contents)
+    assert sorted([*training, *holdout]) == [f"{index:04d}.png" for index in range(500)]
+    assert 70 < len(holdout) < 130
+    again = sides(tmp_path / "half", contents[:250])[1]
+    assert again == {source: data for source, data in holdout.items() if source < "0250.png"}
 
 
 def test_split__copies_of_one_image_are_on_one_side(tmp_path: Path) -> None:
-    training, holdout = split(listing(tmp_path, [str(number % 50).encode() for number in range(200)]))
-    trained = {Path(item.path.decode()).read_bytes() for item in training.items}
-    assert trained.isdisjoint(Path(item.path.decode()).read_bytes() for item in holdout.items)
+    training, holdout = sides(tmp_path / "copies", [str(number % 50).encode() for number in range(200)])
+    assert set(training.values()).isdisjoint(holdout.values())
 
 
 def test_split__too_few_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoImagesError, match="HS-DATA-002"):
-        split(listing(tmp_path, [b"one"]))
+    (tmp_path / "one.png").write_bytes(b"one")
+    with pytest.raises(NoImagesError, match=r"HS-DATA-002.* hold out others"):
+        check_both_sides(FolderSource(str(tmp_path)))
 
 
 def test_dataset_name__two_folders_of_one_name_are_two_datasets(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from heliostat_jobs.extras import require_extra
 from heliostat_jobs.ingest import show_ingest
 
 if TYPE_CHECKING:
+    from heliostat.data.images import ImageLimits
     from heliostat.data.ingest import IngestResult
 
 app = typer.Typer(help="Datasets: images in shards that a run can read exactly.")
@@ -24,7 +26,13 @@ app = typer.Typer(help="Datasets: images in shards that a run can read exactly."
 @app.command()
 def ingest(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder of images; folders in it are labels.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder of images (folders in it are labels), a .tar or .parquet file or a folder of such, "
+            "or a .txt or .csv list of s3:// keys or https URLs.",
+            show_default=False,
+        ),
     ],
     destination: Annotated[
         str,
@@ -34,24 +42,67 @@ def ingest(
             show_default=False,
         ),
     ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="A file with the columns path and label, instead of folder names."),
+    ] = None,
+    resize_px: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Shrink images whose shorter side is longer than N pixels to it."),
+    ] = None,
+    allow_format: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORMAT", help="Accept TIFF, GIF, BMP or AVIF too, besides JPEG, PNG, WEBP. Repeatable."),
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch images from the https URLs of a list.", show_default=False)
+    ] = False,
+    max_quarantined_share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Stop when more than this share of the items is refused."),
+    ] = 0.5,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Check the images of a folder and store each once. Broken ones are listed in the quarantine, with the reason."""
+    """Check images and store each once. Broken ones are listed in the quarantine, with the reason.
+
+    The same command started again goes on where one that was stopped or killed was.
+    """
     require_extra("train", "PIL", "ray")
+    from heliostat.data.ingest import IngestOptions, prepare
     from heliostat.data.ingest import ingest as run_ingest
-    from heliostat.data.ingest import prepare
     from heliostat_cluster.local import local_ray
 
     root_url, name = split_destination(destination)
     root = open_store(root_url)
-    listing = prepare(source, root, name)
+    options = IngestOptions(
+        limits=limits_with(allow_format or []), resize_px=resize_px, max_quarantined_share=max_quarantined_share
+    )
+    opened = prepare(source, root, name, labels=labels, allow_urls=allow_urls)
     with local_ray(num_cpus=os.cpu_count() or 1), show_ingest() as report:
-        result = run_ingest(listing, root, name, report=report)
+        result = run_ingest(opened, root, name, options, report=report)
     if json:
         print_json({"dataset": name, "root": root_url, **asdict(result)})
     else:
         typer.echo("\n".join(summary(root_url, name, result)))
+
+
+def limits_with(formats: list[str]) -> "ImageLimits":
+    """The limits of images with more formats than usual.
+
+    Raises:
+        InvalidValueError: there is no codec for one of them.
+    """
+    from heliostat.data.codecs import DEFAULT_FORMATS, KNOWN_FORMATS
+    from heliostat.data.images import ImageLimits
+
+    named = {name.upper() for name in formats}
+    if unknown := named - KNOWN_FORMATS:
+        raise InvalidValueError(
+            f"--allow-format {min(unknown)}: there is no codec for it",
+            f"Formats are {', '.join(sorted(KNOWN_FORMATS))}",
+        )
+    return ImageLimits(formats=DEFAULT_FORMATS | named)
 
 
 def split_destination(destination: str) -> tuple[str, str]:
@@ -79,8 +130,9 @@ def summary(root: str, name: str, result: "IngestResult") -> list[str]:
     ]
     if result.quarantined:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items())
-        listed = f"{root}/datasets/{name}/quarantine/{result.manifest_sha256}.jsonl"
-        lines.append(f"quarantine: {reasons}; every file is named in {listed}")
+        lines.append(f"quarantine: {reasons}; every file is named in {root}/datasets/{name}/quarantine/*.jsonl")
+    if result.resumed:
+        lines.append(f"resumed: {result.resumed:,} items had been checked by an earlier start")
     settings = " ".join(
         f"--set {shlex.quote(f'{key}={show_value(value)}')}" for key, value in (("root", root), ("dataset.name", name))
     )

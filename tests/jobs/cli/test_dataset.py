@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from heliostat.data.images import DEFAULT_LIMITS
 from heliostat.data.ingest import IngestProgress, IngestResult
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError
 from heliostat.storage import open_store
 from heliostat_jobs.cli import app
-from heliostat_jobs.cli.dataset import split_destination, summary
+from heliostat_jobs.cli.dataset import limits_with, split_destination, summary
 from heliostat_jobs.ingest import show_ingest
 
 RESULT = IngestResult(
@@ -21,6 +22,7 @@ RESULT = IngestResult(
     quarantined=2,
     reasons={"empty": 1, "truncated": 1},
     skipped=4,
+    resumed=700,
     size_bytes=3 * 2**20,
     duration_s=2.5,
 )
@@ -47,6 +49,7 @@ def test_ingest__stores_a_folder_and_says_so_in_one_json_object(
     assert heliostat("dataset", "ingest", str(tmp_path / "photos"), f"{root}/photos", "--json") == 0
     output = capsys.readouterr()
     answer = json.loads(output.out)
+    assert answer["resumed"] == 0
     assert (answer["dataset"], answer["images"], answer["quarantined"]) == ("photos", 3, 1)
     assert answer["reasons"] == {"truncated": 1}
     assert load_manifest(open_store(str(root)), "photos").sha256 == answer["manifest_sha256"]
@@ -56,7 +59,7 @@ def test_ingest__stores_a_folder_and_says_so_in_one_json_object(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, r"error: HS-DATA-001: the source '.*/photos' does not exist\. Give a folder that holds images\."),
+        (None, r"error: HS-DATA-001: the source '.*/photos' does not exist\. Give a folder of images, "),
         ({}, r"error: HS-DATA-002: the source '.*/photos' holds no image: it is empty\. Give a folder "),
         ({"a.txt": b"x", "b.txt": b"y"}, r"error: HS-DATA-002: .* holds no image: it holds 2 \.txt files\. "),
     ],
@@ -99,11 +102,43 @@ def test_summary__gives_the_numbers_the_quarantine_and_the_next_command() -> Non
     assert summary("./my root", "photos", RESULT) == [
         "photos: 1,200 images added, 5,000 in all (3.0 MiB written in 2.5 s)",
         "left out: 3 duplicates, 2 in quarantine, 4 hidden files and companions",
-        "quarantine: 1 empty, 1 truncated; every file is named in "
-        f"./my root/datasets/photos/quarantine/{'ab' * 32}.jsonl",
+        "quarantine: 1 empty, 1 truncated; every file is named in ./my root/datasets/photos/quarantine/*.jsonl",
+        "resumed: 700 items had been checked by an earlier start",
         f"manifest: {'ab' * 32}",
         "next: heliostat run RECIPE.yaml --set 'root=\"./my root\"' --set dataset.name=photos",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--allow-format", "svg"], r"error: HS-CONF-004: --allow-format SVG: there is no codec for it\. Formats are "),
+        (["--allow-urls", "--labels", "labels.csv"], r"error: HS-CONF-004: a file of labels goes with a folder"),
+        (["--resize-px", "0"], r"error: HS-CONF-011: "),
+        (["--max-quarantined-share", "2"], r"error: HS-CONF-011: "),
+        ([], r"error: HS-CONF-004: .* fetched only on request"),
+    ],
+)
+def test_ingest__impossible_options_are_told_before_ray_starts(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "urls.txt").write_text("https://example.org/one.jpg\n")
+    assert heliostat("dataset", "ingest", str(tmp_path / "urls.txt"), str(tmp_path / "root" / "photos"), *options) == 2
+    assert re.match(message, capsys.readouterr().err)
+
+
+def test_limits_with__adds_formats_to_the_usual_ones() -> None:
+    assert limits_with(["tiff", "GIF"]).formats == {"JPEG", "PNG", "WEBP", "TIFF", "GIF"}
+    assert limits_with([]) == DEFAULT_LIMITS
+
+
+def test_show_ingest__names_rounds_after_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_ingest() as report:
+        report(IngestProgress("check", 10, None, 0))
+        report(IngestProgress("check", 12, 12, 0, round=1))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("checking: 10 images")
+    assert lines[-1].startswith("round 2: checking: 12/12 images")
 
 
 def test_show_ingest__shows_one_stage_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:

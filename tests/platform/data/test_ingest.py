@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -10,35 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from PIL import Image
+from support import killed_ingest
+from support.plain_source import PlainSource
 
 from heliostat.data.images import ImageLimits, inspect
-from heliostat.data.ingest import IngestProgress, IngestResult, extend_labels, ingest, unique_images
+from heliostat.data.ingest import IngestOptions, IngestProgress, IngestResult, ingest
 from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest, load_provenance
-from heliostat.data.passes import Candidate
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import ShardLayout, read_row_group
-from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundError, StorageError
+from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundError, StorageError, TooManyRefusedError
 from heliostat.storage import Store, open_store
+from heliostat_cluster.local import local_ray as start_ray
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
-SMALL = ShardLayout(group_rows=4, shard_groups=2)
+LAYOUT = ShardLayout(group_rows=4, shard_groups=2)
+KILLED_INGEST = str(killed_ingest.__file__)
+SMALL = IngestOptions(layout=LAYOUT)
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    start_ray(num_cpus=3)
-    yield
-    ray.shutdown()
-
-
-def start_ray(num_cpus: int) -> None:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(KILLED_INGEST).parents[1]))  # tasks find the sources of tests
+        with start_ray(num_cpus=3):
+            yield
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def numbers(result: IngestResult) -> tuple[int, int, int, int]:
 
 def test_ingest__stores_each_image_once_with_its_label(root: Store, photos: Path) -> None:
     seen: list[IngestProgress] = []
-    result = ingest(photos, root, "photos", layout=SMALL, report=seen.append)
+    result = ingest(photos, root, "photos", SMALL, report=seen.append)
     assert numbers(result) == (20, 20, 2, 0)
     manifest = load_manifest(root, "photos", result.manifest_sha256)
     assert manifest == load_manifest(root, "photos")
@@ -110,33 +112,19 @@ def test_ingest__stores_each_image_once_with_its_label(root: Store, photos: Path
 
 def test_ingest__twice_changes_nothing(root: Store, photos: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    first = ingest(photos, root, "photos", layout=SMALL)
+    first = ingest(photos, root, "photos", SMALL)
     before = [(info.key, root.get(info.key)) for info in root.list()]
-    second = ingest(photos, root, "photos", layout=SMALL)
+    second = ingest(photos, root, "photos", SMALL)
     assert second.manifest_sha256 == first.manifest_sha256
     assert numbers(second) == (0, 20, 22, 1)
     assert [(info.key, root.get(info.key)) for info in root.list()] == before
 
 
-@pytest.mark.s3
-def test_ingest__neither_cpus_nor_store_nor_folder_change_the_manifest(
-    root: Store, photos: Path, tmp_path: Path, s3_root: str
-) -> None:
-    expected = ingest(photos, root, "photos", layout=SMALL).manifest_sha256
-    copied = shutil.copytree(photos, tmp_path / "elsewhere")
-    ray.shutdown()
-    start_ray(num_cpus=1)  # also because tasks see the environment in which Ray was started
-    assert ingest(copied, open_store(s3_root), "photos", layout=SMALL).manifest_sha256 == expected
-    assert rows_of(open_store(s3_root), load_manifest(open_store(s3_root), "photos")) == rows_of(
-        root, load_manifest(root, "photos")
-    )
-
-
 def test_ingest__adds_only_what_is_new(root: Store, photos: Path, tmp_path: Path) -> None:
-    first = load_manifest(root, "photos", ingest(photos, root, "photos", layout=SMALL).manifest_sha256)
+    first = load_manifest(root, "photos", ingest(photos, root, "photos", SMALL).manifest_sha256)
     write_image(photos / "ant" / "new.png", 500)
     write_image(photos / "loose.png", 501)
-    result = ingest(photos, root, "photos", layout=SMALL)
+    result = ingest(photos, root, "photos", SMALL)
     assert numbers(result) == (2, 22, 22, 0)
     second = load_manifest(root, "photos")
     assert second.shards[:3] == first.shards
@@ -160,11 +148,11 @@ def test_ingest__names_every_bad_file_in_the_quarantine(root: Store, photos: Pat
     (tmp_path / "somewhere-else.png").write_bytes(b"secret")
     (photos / "notes.txt").write_text("a companion")
     limits = ImageLimits(max_bytes=4000)
-    first = ingest(photos, root, "photos", layout=SMALL, limits=limits)
+    first = ingest(photos, root, "photos", IngestOptions(layout=LAYOUT, limits=limits))
     assert numbers(first) == (20, 20, 2, 6)
     assert first.skipped == 1
     manifest = load_manifest(root, "photos")
-    files = load_quarantine(dataset_store(root, "photos"), manifest)
+    files = list(load_quarantine(dataset_store(root, "photos"), manifest))
     assert manifest.quarantined == len(files) == 6
     assert {(Path(file.source).name, str(file.reason)) for file in files} == {
         ("half.jpg", "truncated"),
@@ -176,11 +164,11 @@ def test_ingest__names_every_bad_file_in_the_quarantine(root: Store, photos: Pat
     }
     assert first.reasons == dict.fromkeys(sorted(str(file.reason) for file in files), 1)
     (photos / "worse.png").write_bytes(b"GIF89a")
-    second = ingest(photos, root, "photos", layout=SMALL, limits=limits)
+    second = ingest(photos, root, "photos", IngestOptions(layout=LAYOUT, limits=limits))
     assert numbers(second) == (0, 20, 22, 7)
     newer = load_manifest(root, "photos")
     assert newer.shards == manifest.shards
-    assert len(load_quarantine(dataset_store(root, "photos"), newer)) == 7
+    assert len(list(load_quarantine(dataset_store(root, "photos"), newer))) == 7
 
 
 def test_ingest__a_folder_without_usable_images_is_named_and_writes_nothing(root: Store, tmp_path: Path) -> None:
@@ -205,7 +193,7 @@ def test_ingest__a_file_that_changes_between_the_passes_is_quarantined(root: Sto
             write_image(photos / "cat" / "05.png", 900)
             (photos / "cat" / "07.png").unlink(missing_ok=True)
 
-    result = ingest(photos, root, "photos", layout=SMALL, report=change)
+    result = ingest(photos, root, "photos", SMALL, report=change)
     assert numbers(result) == (18, 18, 2, 2)
     assert result.reasons == {"changed-during-ingest": 2}
     assert len(rows_of(root, load_manifest(root, "photos"))) == 18
@@ -219,16 +207,16 @@ def test_ingest__adds_to_what_another_ingest_published_meanwhile(root: Store, ph
 
     def interfere(progress: IngestProgress) -> None:
         if progress.stage == "store" and not entered:
-            entered.append(ingest(other, root, "photos", layout=SMALL))
+            entered.append(ingest(other, root, "photos", SMALL))
 
-    result = ingest(photos, root, "photos", layout=SMALL, report=interfere)
+    result = ingest(photos, root, "photos", SMALL, report=interfere)
     assert numbers(entered[0]) == (2, 2, 0, 0)
     assert numbers(result) == (19, 21, 3, 0)
     manifest = load_manifest(root, "photos")
     assert len({row["id"] for row in rows_of(root, manifest)}) == manifest.rows == 21
 
 
-def test_ingest__what_an_interrupted_one_left_is_not_taken_for_good(root: Store, photos: Path) -> None:
+def test_ingest__goes_on_where_an_interrupted_one_was_but_believes_no_broken_shard(root: Store, photos: Path) -> None:
     class StopError(Exception):
         pass
 
@@ -237,35 +225,195 @@ def test_ingest__what_an_interrupted_one_left_is_not_taken_for_good(root: Store,
             raise StopError
 
     with pytest.raises(StopError):
-        ingest(photos, root, "photos", layout=SMALL, report=stop)
-    keys = [info.key for info in root.list()]
-    assert all(key.startswith("datasets/photos/shards/") for key in keys)
-    root.put(keys[0], b"half a shard")
-    assert numbers(ingest(photos, root, "photos", layout=SMALL)) == (20, 20, 2, 0)
+        ingest(photos, root, "photos", SMALL, report=stop)
+    keys = [info.key for info in root.list("datasets/photos/shards/")]
+    assert list(root.list("datasets/photos/manifest")) == []
+    for key in keys:
+        root.put(key, b"half a shard")
+    result = ingest(photos, root, "photos", SMALL)
+    assert numbers(result) == (20, 20, 2, 0)
+    assert result.resumed == 22
     assert len(rows_of(root, load_manifest(root, "photos"))) == 20
+    assert list(root.list("datasets/photos/ingests/")) == []
+
+
+@pytest.mark.parametrize(("stage", "done"), [("check", 12), ("store", 8)])
+def test_ingest__repeats_little_of_what_a_killed_process_had_done(
+    root: Store, photos: Path, tmp_path: Path, stage: str, done: int
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    undisturbed = open_store(str(tmp_path / "undisturbed"))
+    expected = ingest(PlainSource(str(photos)), undisturbed, "photos", SMALL)
+    killed = subprocess.run(
+        [sys.executable, KILLED_INGEST, str(photos), root.url, stage, str(done)],
+        env={**os.environ, "PYTHONPATH": str(Path(KILLED_INGEST).parents[1])},
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    left = {path: path.stat().st_ino for path in Path(root.url).rglob("ingests/*/*/*")}
+    checked = [path for path in left if path.parent.name == "checked"]
+    assert len(checked) >= done // 4
+    untouched: list[bool] = []
+
+    def look(progress: IngestProgress) -> None:
+        if progress.done == progress.total:  # after a pass, before the working objects are removed
+            untouched.append(all(path.stat().st_ino == inode for path, inode in left.items()))
+
+    again = ingest(PlainSource(str(photos)), root, "photos", SMALL, report=look)
+    assert untouched
+    assert all(untouched)
+    assert again.resumed == min(4 * len(checked), 23)
+    assert (again.manifest_sha256, numbers(again)) == (expected.manifest_sha256, numbers(expected))
+    assert list(root.list("datasets/photos/ingests/")) == []
+
+
+def test_ingest__checks_what_changed_since_it_was_interrupted(root: Store, photos: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(progress: IngestProgress) -> None:
+        if progress.stage == "store":
+            raise StopError
+
+    with pytest.raises(StopError):
+        ingest(PlainSource(str(photos)), root, "photos", SMALL, report=stop)
+    write_image(photos / "dog" / "18.png", 900)
+    result = ingest(PlainSource(str(photos)), root, "photos", SMALL)
+    assert result.resumed == 20  # the last unit of two files is checked again
+    assert numbers(result) == (20, 20, 2, 0)
+    (row,) = (row for row in rows_of(root, load_manifest(root, "photos")) if row["source"] == "dog/18.png")
+    assert row["image"] == (photos / "dog" / "18.png").read_bytes()
+
+
+def test_ingest__in_rounds_gives_the_same_rows_and_one_list_of_refused_files_each(
+    root: Store, photos: Path, tmp_path: Path
+) -> None:
+    for folder in ("cat", "dog"):
+        (photos / folder / "empty.png").write_bytes(b"")
+    whole_root = open_store(str(tmp_path / "whole"))
+    ingest(PlainSource(str(photos)), whole_root, "photos", SMALL)
+    seen: list[IngestProgress] = []
+    options = IngestOptions(layout=LAYOUT, round_items=8)
+    result = ingest(PlainSource(str(photos)), root, "photos", options, report=seen.append)
+    assert {step.round for step in seen} == {0, 1, 2}
+    assert numbers(result) == (20, 20, 2, 2)
+    manifest = load_manifest(root, "photos", result.manifest_sha256)
+    whole = load_manifest(whole_root, "photos")
+    assert {row["id"] for row in rows_of(root, manifest)} == {row["id"] for row in rows_of(whole_root, whole)}
+    assert [part.lines for part in manifest.quarantine] == [1, 1]
+    again = ingest(PlainSource(str(photos)), root, "photos", options)
+    assert numbers(again) == (0, 20, 22, 2)
+    assert again.manifest_sha256 == result.manifest_sha256
+
+
+def test_ingest__a_finished_round_is_not_done_again(root: Store, photos: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(progress: IngestProgress) -> None:
+        if progress.round == 1 and progress.done == progress.total:
+            raise StopError
+
+    options = IngestOptions(layout=LAYOUT, round_items=8)
+    with pytest.raises(StopError):
+        ingest(PlainSource(str(photos)), root, "photos", options, report=stop)
+    first = load_manifest(root, "photos")
+    seen: list[IngestProgress] = []
+    result = ingest(PlainSource(str(photos)), root, "photos", options, report=seen.append)
+    assert {step.round for step in seen} == {1, 2}
+    assert numbers(result) == (20, 20, 2, 0)
+    assert load_manifest(root, "photos").shards[: len(first.shards)] == first.shards
+
+
+def test_ingest__nothing_is_published_before_there_is_an_image(root: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "late"
+    for index in range(4):
+        folder.mkdir(exist_ok=True)
+        (folder / f"a{index}.jpg").write_bytes(b"text")
+    options = IngestOptions(round_items=4)
+    seen: list[bool] = []
+
+    def look(progress: IngestProgress) -> None:
+        seen.append(root.exists("datasets/photos/manifest.json"))
+
+    with pytest.raises(NoImagesError, match=r"none of the 4 files"):
+        ingest(PlainSource(str(folder)), root, "photos", options)
+    assert list(root.list()) == []
+    write_image(folder / "b.png", 1)
+    result = ingest(PlainSource(str(folder)), root, "photos", options, report=look)
+    assert not any(seen)
+    assert numbers(result) == (1, 1, 0, 4)
+    files = load_quarantine(dataset_store(root, "photos"), load_manifest(root, "photos"))
+    assert [file.source for file in files] == ["a0.jpg", "a1.jpg", "a2.jpg", "a3.jpg"]
+
+
+def test_ingest__images_without_a_place_give_the_same_manifest(root: Store, photos: Path, tmp_path: Path) -> None:
+    (photos / "empty.png").write_bytes(b"")
+    expected = ingest(PlainSource(str(photos)), root, "photos", SMALL)
+    spooled_root = open_store(str(tmp_path / "spooled"))
+    spools: list[str] = []
+
+    def look(progress: IngestProgress) -> None:
+        if progress.stage == "store":
+            spools.extend(info.key for info in spooled_root.list() if "/spool/" in info.key)
+
+    source = PlainSource(str(photos), has_places=False)
+    assert ingest(source, spooled_root, "photos", SMALL, report=look).manifest_sha256 == expected.manifest_sha256
+    assert len(set(spools)) == 6
+    assert not [info.key for info in spooled_root.list() if "/ingests/" in info.key]
+
+
+def test_ingest__a_spool_that_vanishes_is_an_error_and_no_changed_file(root: Store, photos: Path) -> None:
+    def remove(progress: IngestProgress) -> None:
+        if progress.stage == "store" and progress.done == 0:
+            for info in list(root.list()):
+                if "/spool/" in info.key:
+                    root.delete(info.key)
+
+    with pytest.raises(StorageError, match=r"HS-STOR-008: spool/.* is gone"):
+        ingest(PlainSource(str(photos), has_places=False), root, "photos", SMALL, report=remove)
+    assert not root.exists("datasets/photos/manifest.json")
+
+
+def test_ingest__resizes_what_is_larger(root: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    write_image(folder / "large.png", 1, (120, 60))
+    write_image(folder / "small.png", 2, (30, 20))
+    result = ingest(folder, root, "photos", IngestOptions(resize_px=30))
+    rows = {row["source"]: row for row in rows_of(root, load_manifest(root, "photos", result.manifest_sha256))}
+    assert (rows["large.png"]["width"], rows["large.png"]["height"]) == (60, 30)
+    assert rows["small.png"]["image"] == (folder / "small.png").read_bytes()
+    for row in rows.values():
+        info = inspect(row["image"])
+        assert (info.width, info.height) == (row["width"], row["height"])
+    assert numbers(ingest(folder, root, "photos", IngestOptions(resize_px=30))) == (0, 2, 2, 0)
+
+
+def test_ingest__stops_when_too_much_is_refused_and_goes_on_when_allowed(root: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(1010):
+        (folder / f"{index:04}.jpg").write_bytes(b"text")
+    write_image(folder / "zebra.png", 1)
+    source = PlainSource(str(folder), per_unit=100)
+    with pytest.raises(TooManyRefusedError, match=r"HS-DATA-013: 1\d\d\d of 1\d\d\d items .* \(1\d\d\d not-an-image\)"):
+        ingest(source, root, "photos")
+    result = ingest(source, root, "photos", IngestOptions(max_quarantined_share=1.0))
+    assert result.resumed >= 1000
+    assert numbers(result) == (1, 1, 0, 1010)
 
 
 def test_ingest__what_a_task_meets_in_the_store_is_a_user_error(root: Store, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "root" / "datasets" / "photos").mkdir(parents=True)
     (tmp_path / "root" / "datasets" / "photos" / "shards").write_text("in the way")
     with pytest.raises(StorageError, match="HS-STOR-"):
-        ingest(photos, root, "photos", layout=SMALL)
+        ingest(photos, root, "photos", SMALL)
 
 
-def candidate(source: str, label: str | None, name: str = "aa") -> Candidate:
-    return Candidate(path=b"/x", source=source, label=label, id=name, width=1, height=1, size_bytes=1)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [(["a", "a"], "a"), (["a", None], "a"), ([None, None], None), (["a", "b"], None), ([None, "b", "a"], None)],
-)
-def test_unique_images__copies_agree_on_a_label_or_have_none(labels: list[str | None], expected: str | None) -> None:
-    copies = [candidate(f"{n}.png", label) for n, label in enumerate(labels)]
-    (image,) = unique_images(reversed(copies))
-    assert (image.source, image.label) == ("0.png", expected)
-
-
-def test_extend_labels__keeps_the_places_of_old_ones() -> None:
-    new = [candidate("1", "ant"), candidate("2", None), candidate("3", "zoo"), candidate("4", "bee")]
-    assert extend_labels(("zoo", "cat"), new) == ("zoo", "cat", "ant", "bee")
+def test_ingest__the_number_of_tasks_does_not_change_the_shards(root: Store, photos: Path) -> None:
+    expected = ingest(photos, root, "photos", SMALL)  # one task
+    for per_unit in (1, 3):
+        ingest(PlainSource(str(photos), per_unit), root, f"photos-{per_unit}", SMALL)
+        assert load_manifest(root, f"photos-{per_unit}").shards == load_manifest(root, "photos").shards
+    assert expected.images == 20

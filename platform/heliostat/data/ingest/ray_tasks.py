@@ -1,0 +1,97 @@
+"""Work of an ingest as Ray Data tasks: a task takes bytes and gives bytes.
+
+There are as many tasks at once as the cluster has CPUs, each taking half a one: what runs beside them always finds CPUs
+of its own. Tasks may end in any order; a result comes with the index of what it belongs to.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pyarrow as pa
+
+from heliostat import errors
+from heliostat.errors import HeliostatError, StoreFailedError
+
+_TASK_CPUS = 0.5
+_RESULT = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("result", pa.large_binary()),
+        ("failure", pa.list_(pa.string())),  # class and texts of an error: Ray keeps no causes
+    ]
+)
+
+Task = Callable[[bytes], bytes]
+
+
+def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task) -> Iterator[tuple[int, bytes]]:
+    """One Ray Data task per payload; indices and results as they come.
+
+    Raises:
+        HeliostatError: the first one that a task raised.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("ingest needs an initialised Ray")  # a bare start would join any cluster on this machine
+    import ray.data
+
+    with _quiet():
+        # One by one into Ray's own memory: together they are as large as a round.
+        blocks = [
+            ray.put(pa.table({"index": [index], "payload": pa.array([data], pa.large_binary())}))
+            for index, data in payloads
+        ]
+        if not blocks:
+            return
+        dataset = ray.data.from_arrow_refs(blocks)
+        dataset.context.enable_progress_bars = False
+        tasks = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1))))
+        results = dataset.map_batches(
+            partial(_run_block, task=task),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=_TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=tasks),
+        )
+        for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from _results(block)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data announces every execution; the caller has a progress callback."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _run_block(block: pa.Table, task: Task) -> pa.Table:
+    rows = zip(block["index"].to_pylist(), block["payload"].to_pylist(), strict=True)
+    return pa.Table.from_pylist([_run_one(index, payload, task) for index, payload in rows], _RESULT)
+
+
+def _run_one(index: int, payload: bytes, task: Task) -> dict[str, object]:
+    try:
+        return {"index": index, "result": task(payload), "failure": None}
+    except HeliostatError as error:
+        failure = [type(error).__name__, error.fact, error.next_step]
+    except OSError as error:  # sources answer for theirs: this is the disk on which a task assembles what it uploads
+        fact = f"an ingest cannot work in {tempfile.gettempdir()}: {error.strerror or type(error).__name__}"
+        failure = [StoreFailedError.__name__, fact, "Free space there, or point TMPDIR to another disk"]
+    return {"index": index, "result": None, "failure": failure}
+
+
+def _results(block: pa.Table) -> Iterator[tuple[int, bytes]]:
+    for row in block.to_pylist():
+        if row["failure"]:
+            kind, fact, next_step = row["failure"]
+            raise getattr(errors, kind)(fact, next_step)
+        yield row["index"], row["result"]
