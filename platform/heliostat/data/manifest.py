@@ -4,6 +4,8 @@
 of the same images give the same name. When, from where and with what version that content was first written stands
 beside it in ``manifests/<sha256>.provenance.json``. Both never change. ``datasets/<name>/manifest.json`` points to the
 newest manifest; a run keeps the hash it started with and is not concerned when the pointer moves.
+
+A dataset has either shards of its own, or a selection: references to rows of other datasets, which stay where they are.
 """
 
 import hashlib
@@ -12,10 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from heliostat.config.base import Section
-from heliostat.errors import CorruptManifestError, DatasetNotFoundError, ObjectExistsError, ObjectNotFoundError
+from heliostat.config.base import Name, Section
+from heliostat.errors import (
+    CorruptManifestError,
+    DatasetNotFoundError,
+    InvalidValueError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+)
 from heliostat.storage import Store
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,25 +45,24 @@ class ByteRange(Section):
 
 
 class RowGroup(ByteRange):
-    """A row group of a shard: the unit that is read and verified."""
+    """A row group of a Parquet object: the unit that is read and verified as a whole."""
 
     rows: int = Field(gt=0)
 
 
-class Shard(Section):
-    """One Parquet object. Its key holds the hash of its bytes: a shard never changes, and none overwrites another."""
+class ShardRowGroup(RowGroup):
+    """A row group of a shard, with the hash of its slice of the shard's index: either can be read without the other."""
 
-    key: str = Field(pattern=r"^shards/part-[0-9a-f]{16}\.parquet$")
+    index_sha256: Sha256
+
+
+class ParquetObject(Section):
+    """Which bytes of a Parquet object hold what, and their hashes. Bytes outside of these ranges are never read."""
+
     size_bytes: int = Field(gt=0)
     rows: int = Field(gt=0)
     footer: ByteRange
     row_groups: tuple[RowGroup, ...] = Field(min_length=1)
-    ids_sha256: Sha256 = Field(description="hash of the shard's list of ids, an object of its own")
-
-    @property
-    def ids_key(self) -> str:
-        """Key of the ids alone: 32 raw bytes per row, in order."""
-        return f"{self.key.removesuffix('.parquet')}.ids"
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -65,27 +72,97 @@ class Shard(Section):
         if any(group.end > start for group, start in zip(self.row_groups, starts[1:], strict=True)):
             raise ValueError("row groups overlap")
         if self.footer.end != self.size_bytes:
-            raise ValueError("the footer does not end the shard")
+            raise ValueError("the footer does not end the object")
         return self
 
 
-class DatasetManifest(Section):
-    """The content of a dataset at one moment."""
+class Shard(ParquetObject):
+    """Images. The key holds the hash of the bytes: a shard never changes, and none overwrites another."""
 
-    schema_version: Literal[1] = 1
+    key: str = Field(pattern=r"^shards/part-[0-9a-f]{16}\.parquet$")
+    row_groups: tuple[ShardRowGroup, ...] = Field(min_length=1)
+
+    @property
+    def index_key(self) -> str:
+        """Key of the index: where each row's image lies in the shard, see ``heliostat.data.shard_index``."""
+        return f"{self.key.removesuffix('.parquet')}.index"
+
+
+class Part(Section):
+    """A dataset that rows are selected from, as it was at one moment."""
+
+    name: Name
+    manifest_sha256: Sha256
+
+
+class Selection(ParquetObject):
+    """Rows of other datasets, sorted by part and row; ``heliostat.data.selection`` has the format of the object."""
+
+    key: str = Field(pattern=r"^selections/[0-9a-f]{16}\.parquet$")
+    parts: tuple[Part, ...] = Field(min_length=1)
+    selected_bytes: int = Field(
+        gt=0, description="what the rows take in the parts' shards, each as large as the mean of its row group"
+    )
+    group_rows: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        description="selected rows of each row group of the parts that has any, in their order"
+    )
+
+    @model_validator(mode="after")
+    def _counts_all_rows(self) -> Self:
+        if self.rows != sum(self.group_rows):
+            raise ValueError("rows is not the sum of group_rows")
+        return self
+
+
+class QuarantinePart(Section):
+    """A list of files that ingests refused; the key holds the hash of its bytes. See ``heliostat.data.quarantine``."""
+
+    key: str = Field(pattern=r"^quarantine/[0-9a-f]{16}\.jsonl$")
+    sha256: Sha256
+    size_bytes: int = Field(gt=0)
+    lines: int = Field(gt=0)
+
+
+class DatasetManifest(Section):
+    """The content of a dataset at one moment: shards, or a selection."""
+
+    schema_version: Literal[2] = 2
     name: str
     labels: tuple[str, ...] = Field((), description="class names; a row's label is an index into them")
     shards: tuple[Shard, ...] = ()
-    quarantined: int = Field(0, ge=0, description="lines of quarantine/<hash of this manifest>.jsonl")
+    selection: Selection | None = Field(None, description="rows of other datasets; without shards and labels then")
+    quarantine: tuple[QuarantinePart, ...] = Field((), description="lists of refused files, each file in one of them")
+
+    @model_validator(mode="after")
+    def _has_images_in_one_place(self) -> Self:
+        if self.selection is not None and (self.shards or self.labels):
+            raise ValueError("a selection has no shards or labels of its own")
+        return self
+
+    @property
+    def quarantined(self) -> int:
+        """Files that all ingests into the dataset have refused."""
+        return sum(part.lines for part in self.quarantine)
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        """Rows of each row group over all shards; of a selection, its rows in each row group that has any."""
+        if self.selection is not None:
+            return self.selection.group_rows
+        return tuple(group.rows for shard in self.shards for group in shard.row_groups)
 
     @property
     def rows(self) -> int:
         """Images in the dataset."""
+        if self.selection is not None:
+            return self.selection.rows
         return sum(shard.rows for shard in self.shards)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all shards."""
+        """Bytes of all shards; of a selection, about what its rows take in the shards of its parts."""
+        if self.selection is not None:
+            return self.selection.selected_bytes
         return sum(shard.size_bytes for shard in self.shards)
 
     @property
@@ -115,6 +192,21 @@ class Head:
 
     manifest: DatasetManifest
     version: str
+
+
+def check_dataset_name(name: str) -> None:
+    """Refuse a name that no dataset can have.
+
+    Raises:
+        InvalidValueError: the rule is named.
+    """
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise InvalidValueError(
+            f"the dataset name {name!r} is not 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+            "Choose another name",
+        ) from error
 
 
 def dataset_store(root: Store, name: str) -> Store:

@@ -2,7 +2,7 @@
 
 A shard is uncompressed (JPEG, PNG and WebP do not shrink further) and named by the hash of its bytes. The manifest
 knows the byte range and the hash of every row group and of the footer. A reader fetches exactly those ranges and hashes
-them before Parquet sees a byte; anything outside them does not exist for it. Beside each shard lie its ids alone.
+them before Parquet sees a byte; anything outside them does not exist for it. Beside each shard lies its index.
 """
 
 import hashlib
@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heliostat.data.manifest import ByteRange, DatasetManifest, RowGroup, Shard
-from heliostat.errors import CorruptShardError, ObjectNotFoundError
+from heliostat.data.manifest import ByteRange, DatasetManifest, ParquetObject, RowGroup, Shard, ShardRowGroup
+from heliostat.data.ranges import corrupt, read_verified
+from heliostat.data.shard_index import NO_LABEL, ROW, Index, find_images
 from heliostat.storage import Store
 
 SCHEMA = pa.schema(
@@ -54,36 +56,34 @@ def plan_shards(sizes_bytes: Sequence[int], layout: ShardLayout = DEFAULT_LAYOUT
 def write_shard(path: Path, groups: Iterable[pa.Table]) -> Shard:
     """Write row groups (tables of ``SCHEMA``, none empty, at least one) to a local file and describe it.
 
-    The ids go to a file beside it. The same rows give the same bytes with the same version of pyarrow. ``groups`` is
-    consumed one by one.
+    The index goes to a file beside it. The same rows give the same bytes with the same version of pyarrow. ``groups``
+    is consumed one by one.
     """
-    ids: list[str] = []
     with pq.ParquetWriter(path, SCHEMA, compression="none", use_dictionary=False, write_statistics=False) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=group.num_rows)
-            ids.extend(group["id"].to_pylist())
-    packed_ids = b"".join(bytes.fromhex(name) for name in ids)
-    path.with_suffix(".ids").write_bytes(packed_ids)
-    metadata = pq.read_metadata(path)
-    with path.open("rb") as file:
-        row_groups = tuple(_describe(file, metadata.row_group(g)) for g in range(metadata.num_row_groups))
-        size_bytes = path.stat().st_size
-        footer = _hashed(file, row_groups[-1].end, size_bytes)
+    row_groups = []
+    described = describe_parquet(path)
+    with pq.ParquetFile(path) as parquet, path.open("rb") as file, path.with_suffix(".index").open("wb") as index_file:
+        for number, group in enumerate(described.row_groups):
+            file.seek(group.offset)
+            index = _index(parquet.read_row_group(number), file.read(group.size_bytes), group.offset).tobytes()
+            index_file.write(index)
+            row_groups.append(ShardRowGroup(**group.model_dump(), index_sha256=hashlib.sha256(index).hexdigest()))
         file.seek(0)
         name = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return Shard(
         key=f"shards/part-{name}.parquet",
-        size_bytes=size_bytes,
-        rows=metadata.num_rows,
-        footer=footer,
-        row_groups=row_groups,
-        ids_sha256=hashlib.sha256(packed_ids).hexdigest(),
+        size_bytes=described.size_bytes,
+        rows=described.rows,
+        footer=described.footer,
+        row_groups=tuple(row_groups),
     )
 
 
 def upload_shard(store: Store, shard: Shard, path: Path) -> None:
     """Put what ``write_shard`` wrote into the dataset's part of a root. Doing it twice changes nothing."""
-    store.upload(shard.ids_key, path.with_suffix(".ids"))
+    store.upload(shard.index_key, path.with_suffix(".index"))
     store.upload(shard.key, path)
 
 
@@ -96,31 +96,36 @@ def read_row_group(store: Store, manifest: DatasetManifest, shard_index: int, gr
         CorruptShardError: the bytes are not those that were ingested, or they are gone.
     """
     shard = manifest.shards[shard_index]
-    group = shard.row_groups[group_index]
-    metadata = _footer(_Footer(shard.key, shard.footer.sha256, store, shard))
-    data = _verified(store, shard, group, f"row group {group_index}")
-    with pq.ParquetFile(_Window(data, group.offset, shard.size_bytes), metadata=metadata, pre_buffer=False) as file:
+    return read_parquet_group(store, shard.key, shard, group_index, SCHEMA)
+
+
+def read_parquet_group(
+    store: Store, key: str, described: ParquetObject, group_index: int, schema: pa.Schema
+) -> pa.Table:
+    """One row group of a Parquet object that a manifest describes, verified.
+
+    Raises:
+        CorruptShardError: the bytes are not those that the manifest names, they are gone, or they hold something else.
+    """
+    group = described.row_groups[group_index]
+    what = f"row group {group_index}"
+    metadata = _footer(_Footer(key, described.footer.sha256, store, described))
+    data = read_verified(store, key, group, what)
+    with pq.ParquetFile(_Window(data, group.offset, described.size_bytes), metadata=metadata, pre_buffer=False) as file:
         table = file.read_row_group(group_index, use_threads=False)
-    if not table.schema.equals(SCHEMA) or table.num_rows != group.rows:
-        raise _corrupt(
-            store, shard, f"row group {group_index}", "holds other columns or rows than a shard of a dataset"
-        )
+    if not table.schema.equals(schema) or table.num_rows != group.rows:
+        raise corrupt(store, key, what, "holds other columns or rows than it should")
     return table
 
 
-def read_ids(store: Store, shard: Shard) -> list[str]:
-    """Ids of all rows of a shard, verified, without reading its images.
-
-    Raises:
-        CorruptShardError: the list is not the one that was ingested, or it is gone.
-    """
-    try:
-        data = store.get(shard.ids_key)
-    except ObjectNotFoundError as error:
-        raise _corrupt(store, shard, "list of ids", "is missing") from error
-    if hashlib.sha256(data).hexdigest() != shard.ids_sha256:
-        raise _corrupt(store, shard, "list of ids", "does not have the hash that the manifest names")
-    return [data[at : at + 32].hex() for at in range(0, len(data), 32)]
+def describe_parquet(path: Path) -> ParquetObject:
+    """The byte ranges of a Parquet file and their hashes."""
+    metadata = pq.read_metadata(path)
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        row_groups = tuple(_describe(file, metadata.row_group(g)) for g in range(metadata.num_row_groups))
+        footer = _hashed(file, row_groups[-1].end, size_bytes)
+    return ParquetObject(size_bytes=size_bytes, rows=metadata.num_rows, footer=footer, row_groups=row_groups)
 
 
 def _cut(sizes: Sequence[int], most: int, most_bytes: int) -> list[range]:
@@ -135,11 +140,24 @@ def _cut(sizes: Sequence[int], most: int, most_bytes: int) -> list[range]:
     return [*runs, range(start, len(sizes))] if sizes else []
 
 
+def _index(rows: pa.Table, chunk: bytes, chunk_offset: int) -> Index:
+    """The index of a row group, from its rows and its bytes."""
+    images = rows["image"].to_pylist()
+    index = np.zeros(rows.num_rows, ROW)
+    index["id"] = [bytes.fromhex(name) for name in rows["id"].to_pylist()]
+    index["offset"] = chunk_offset + np.array(find_images(chunk, images))
+    index["size"] = [len(image) for image in images]
+    for column in ("width", "height"):
+        index[column] = rows[column].to_numpy()
+    index["label"] = rows["label"].fill_null(NO_LABEL).to_numpy()
+    return index
+
+
 def _describe(file: io.BufferedReader, group: pq.RowGroupMetaData) -> RowGroup:
     columns = [group.column(c) for c in range(group.num_columns)]
-    start = min(column.data_page_offset for column in columns)  # there are no dictionary pages
-    end = max(column.data_page_offset + column.total_compressed_size for column in columns)
-    return RowGroup(rows=group.num_rows, **_hashed(file, start, end).model_dump())
+    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    end = max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+    return RowGroup(rows=group.num_rows, **_hashed(file, min(starts), end).model_dump())
 
 
 def _hashed(file: io.BufferedReader, start: int, end: int) -> ByteRange:
@@ -154,31 +172,14 @@ class _Footer:
     key: str
     sha256: str
     store: Store = field(compare=False)
-    shard: Shard = field(compare=False)
+    described: ParquetObject = field(compare=False)
 
 
 @lru_cache(maxsize=256)
 def _footer(name: _Footer) -> pq.FileMetaData:
-    data = _verified(name.store, name.shard, name.shard.footer, "footer")
+    data = read_verified(name.store, name.key, name.described.footer, "footer")
     # Parquet finds the footer from the end of a file and only wants to see the magic at its start.
     return pq.read_metadata(pa.BufferReader(b"PAR1" + data))
-
-
-def _verified(store: Store, shard: Shard, part: ByteRange, what: str) -> bytes:
-    try:
-        data = store.get(shard.key, part.offset, part.end)
-    except ObjectNotFoundError as error:
-        raise _corrupt(store, shard, what, "is missing") from error
-    if len(data) != part.size_bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-        raise _corrupt(store, shard, what, "does not have the hash that the manifest names")
-    return data
-
-
-def _corrupt(store: Store, shard: Shard, what: str, fact: str) -> CorruptShardError:
-    return CorruptShardError(
-        f"{what} of {shard.key} under {store.url} {fact}",
-        "Restore the object from a backup, or ingest the images again under another name",
-    )
 
 
 class _Window(io.RawIOBase):

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from heliostat.data.manifest import (
     ByteRange,
     DatasetManifest,
+    Part,
     Provenance,
+    QuarantinePart,
     RowGroup,
+    Selection,
     Shard,
+    ShardRowGroup,
     dataset_store,
     load_manifest,
     load_provenance,
@@ -27,12 +31,30 @@ HASH = "ab" * 32
 
 def shard(name: str = "0123456789abcdef", rows: int = 5) -> Shard:
     groups = (
-        RowGroup(rows=2, offset=4, size_bytes=100, sha256=HASH),
-        RowGroup(rows=rows - 2, offset=104, size_bytes=50, sha256=HASH),
+        ShardRowGroup(rows=2, offset=4, size_bytes=100, sha256=HASH, index_sha256=HASH),
+        ShardRowGroup(rows=rows - 2, offset=104, size_bytes=50, sha256=HASH, index_sha256=HASH),
     )
     footer = ByteRange(offset=154, size_bytes=30, sha256=HASH)
     key = f"shards/part-{name}.parquet"
-    return Shard(key=key, size_bytes=184, rows=rows, footer=footer, row_groups=groups, ids_sha256=HASH)
+    return Shard(key=key, size_bytes=184, rows=rows, footer=footer, row_groups=groups)
+
+
+def selection(**changes: Any) -> Selection:
+    fields = {
+        "key": "selections/0123456789abcdef.parquet",
+        "size_bytes": 84,
+        "rows": 3,
+        "footer": ByteRange(offset=54, size_bytes=30, sha256=HASH),
+        "row_groups": (RowGroup(rows=3, offset=4, size_bytes=50, sha256=HASH),),
+        "parts": (Part(name="photos", manifest_sha256=HASH),),
+        "selected_bytes": 95,
+        "group_rows": (1, 2),
+    }
+    return Selection(**{**fields, **changes})
+
+
+def refused(lines: int) -> QuarantinePart:
+    return QuarantinePart(key="quarantine/0123456789abcdef.jsonl", sha256=HASH, size_bytes=9, lines=lines)
 
 
 def manifest(**changes: Any) -> DatasetManifest:
@@ -55,17 +77,51 @@ def root(tmp_path: Any) -> Store:
 
 
 def test_manifest__its_name_is_frozen_for_ever() -> None:
-    assert manifest().sha256 == "23c6c567cb1755fc8aa62adf53b14a577306bdfdafef8720db1fbfb5b909a47d"
+    assert manifest().sha256 == "599796302f90033196e8eb9ee36874d60856baf24e5af5c1f89ff067f8f6f380"
 
 
 def test_manifest__sums_rows_and_bytes() -> None:
     both = manifest(shards=(shard(), shard("fedcba9876543210", rows=9)))
     assert (both.rows, both.size_bytes) == (14, 368)
-    assert shard().ids_key == "shards/part-0123456789abcdef.ids"
+    assert both.group_rows == (2, 3, 2, 7)
+    assert shard().index_key == "shards/part-0123456789abcdef.index"
+
+
+def test_manifest__of_a_selection_counts_its_rows_and_about_their_bytes() -> None:
+    chosen = DatasetManifest(name="best", selection=selection())
+    assert (chosen.rows, chosen.size_bytes, chosen.group_rows) == (3, 95, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (lambda c: c.update(labels=["cat"]), "a selection has no shards or labels"),
+        (lambda c: c["selection"].update(group_rows=[1, 1]), "rows is not the sum of group_rows"),
+        (lambda c: c["selection"].update(group_rows=[3, 0]), "group_rows"),
+        (lambda c: c["selection"].update(rows=4), "rows is not the sum over the row groups"),
+        (lambda c: c["selection"].update(parts=[]), "parts"),
+        (lambda c: c["selection"].update(key="selections/../../x.parquet"), "key"),
+        (lambda c: c["selection"]["parts"][0].update(name="../photos"), "name"),
+    ],
+)
+def test_load_manifest__checks_the_bounds_of_a_selection(
+    root: Store, spoil: Callable[[dict[str, Any]], None], where: str
+) -> None:
+    content = DatasetManifest(name="photos", selection=selection()).model_dump(mode="json")
+    spoil(content)
+    with pytest.raises(CorruptManifestError, match=where):
+        load_manifest(root, "photos", stored_as_it_is(root, content))
+
+
+def stored_as_it_is(root: Store, content: dict[str, Any]) -> str:
+    data = json.dumps(content).encode()
+    name = hashlib.sha256(data).hexdigest()
+    root.put(f"datasets/photos/manifests/{name}.json", data)
+    return name
 
 
 def test_write_manifest__comes_back_by_name_and_by_hash(root: Store) -> None:
-    first, second = manifest(), manifest(quarantined=1)
+    first, second = manifest(), manifest(quarantine=(refused(1),))
     name = write_manifest(root, first, PROVENANCE)
     assert name == first.sha256
     assert load_manifest(root, "photos") == first
@@ -93,11 +149,11 @@ def test_write_manifest__completes_one_that_stopped_before_the_pointer(root: Sto
 def test_write_manifest__a_late_writer_conflicts_and_changes_nothing(root: Store) -> None:
     write_manifest(root, manifest(), PROVENANCE)
     seen = read_head(root, "photos")
-    write_manifest(root, manifest(quarantined=1), PROVENANCE, base=seen)
+    write_manifest(root, manifest(quarantine=(refused(1),)), PROVENANCE, base=seen)
     with pytest.raises(VersionConflictError):
-        write_manifest(root, manifest(quarantined=2), PROVENANCE, base=seen)
+        write_manifest(root, manifest(quarantine=(refused(2),)), PROVENANCE, base=seen)
     with pytest.raises(ObjectExistsError):
-        write_manifest(root, manifest(quarantined=2), PROVENANCE)
+        write_manifest(root, manifest(quarantine=(refused(2),)), PROVENANCE)
     assert load_manifest(root, "photos").quarantined == 1
 
 
@@ -147,13 +203,14 @@ def test_load_manifest__a_pointer_of_arbitrary_bytes_is_an_error_of_one_line(
 @pytest.mark.parametrize(
     ("spoil", "where"),
     [
-        (lambda c: c.update(schema_version=2), "schema_version"),
+        (lambda c: c.update(schema_version=3), "schema_version"),
         (lambda c: c.update(extra=1), "extra"),
-        (lambda c: c.update(quarantined=-1), "quarantined"),
-        (lambda c: c.update(quarantined="1"), "quarantined"),
+        (lambda c: c.update(quarantine=[{}]), "quarantine"),
+        (lambda c: c.update(quarantine=[{**refused(1).model_dump(), "lines": 0}]), "quarantine"),
+        (lambda c: c.update(quarantine=[{**refused(1).model_dump(), "lines": "1"}]), "quarantine"),
         (lambda c: c["shards"][0].update(rows=-5), "rows"),
         (lambda c: c["shards"][0].update(rows=6), "rows is not the sum"),
-        (lambda c: c["shards"][0].update(size_bytes=185), "the footer does not end the shard"),
+        (lambda c: c["shards"][0].update(size_bytes=185), "the footer does not end the object"),
         (lambda c: c["shards"][0].update(key="shards/../../../etc/passwd"), "key"),
         (lambda c: c["shards"][0].update(row_groups=[]), "row_groups"),
         (lambda c: c["shards"][0]["row_groups"][0].update(offset=-1), "offset"),
@@ -166,11 +223,17 @@ def test_load_manifest__checks_bounds_even_where_the_hash_is_right(
 ) -> None:
     content = manifest().model_dump(mode="json")
     spoil(content)
-    data = json.dumps(content).encode()
-    name = hashlib.sha256(data).hexdigest()
-    root.put(f"datasets/photos/manifests/{name}.json", data)
     with pytest.raises(CorruptManifestError, match=where):
-        load_manifest(root, "photos", name)
+        load_manifest(root, "photos", stored_as_it_is(root, content))
+
+
+def test_load_manifest__of_the_first_version_asks_for_another_ingest(root: Store) -> None:
+    content = manifest().model_dump(mode="json")
+    del content["selection"]
+    content["schema_version"] = 1
+    content["shards"][0]["ids_sha256"] = HASH
+    with pytest.raises(CorruptManifestError, match=r"schema_version: Input should be 2.*ingest the dataset again"):
+        load_manifest(root, "photos", stored_as_it_is(root, content))
 
 
 def test_load_provenance__a_missing_record_is_named(root: Store) -> None:

@@ -1,4 +1,6 @@
 import hashlib
+import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heliostat.data.manifest import DatasetManifest, Shard
+from heliostat.data.shard_index import Index, read_group_index, read_index
 from heliostat.data.shards import (
     SCHEMA,
     ShardLayout,
     plan_shards,
-    read_ids,
     read_row_group,
     upload_shard,
     write_shard,
@@ -42,6 +44,10 @@ def table(first: int, rows: int) -> pa.Table:
 
 
 TABLES = [table(sum(GROUP_ROWS[:g]), rows) for g, rows in enumerate(GROUP_ROWS)]
+
+
+def ids_in(index: Index) -> list[str]:
+    return [row["id"].tobytes().hex() for row in index]
 
 
 def stored(folder: Path) -> tuple[Store, DatasetManifest]:
@@ -144,7 +150,7 @@ def test_read_row_group__from_s3_names_a_cut_shard_too(tmp_path: Path, s3_root: 
     store, manifest = open_store(s3_root), DatasetManifest(name="d", shards=(shard,))
     upload_shard(store, shard, tmp_path / "local.parquet")
     assert read_row_group(store, manifest, 0, 2).equals(TABLES[2])
-    assert read_ids(store, shard) == pa.concat_tables(TABLES)["id"].to_pylist()
+    assert ids_in(read_index(store, shard)) == pa.concat_tables(TABLES)["id"].to_pylist()
     store.put(shard.key, store.get(shard.key)[:50])
     with pytest.raises(CorruptShardError, match="row group 2"):
         read_row_group(store, manifest, 0, 2)
@@ -162,27 +168,69 @@ def test_read_row_group__refuses_other_columns(tmp_path: Path) -> None:
         return {"offset": start, "size_bytes": stop - start, "sha256": hashlib.sha256(data[start:stop]).hexdigest()}
 
     fields = good.model_dump() | {"size_bytes": len(data), "rows": 1, "footer": part(end, len(data))}
-    shard = Shard.model_validate(fields | {"row_groups": ({"rows": 1, **part(4, end)},)})
+    group = {"rows": 1, "index_sha256": "ab" * 32, **part(4, end)}
+    shard = Shard.model_validate(fields | {"row_groups": (group,)})
     store = open_store(str(tmp_path / "store"))
     store.put(shard.key, data)
-    with pytest.raises(CorruptShardError, match="holds other columns or rows"):
+    with pytest.raises(CorruptShardError, match="holds other columns or rows than it should"):
         read_row_group(store, DatasetManifest(name="d", shards=(shard,)), 0, 0)
 
 
-def test_read_ids__gives_all_ids_in_order(dataset: tuple[Store, DatasetManifest]) -> None:
+def test_read_index__gives_all_rows_in_order(dataset: tuple[Store, DatasetManifest]) -> None:
     store, manifest = dataset
-    assert read_ids(store, manifest.shards[0]) == pa.concat_tables(TABLES)["id"].to_pylist()
+    assert ids_in(read_index(store, manifest.shards[0])) == pa.concat_tables(TABLES)["id"].to_pylist()
 
 
-def test_read_ids__a_damaged_or_missing_list_is_named(dataset: tuple[Store, DatasetManifest]) -> None:
+def test_write_shard__the_index_says_where_each_image_lies(dataset: tuple[Store, DatasetManifest]) -> None:
     store, manifest = dataset
     (shard,) = manifest.shards
-    store.put(shard.ids_key, b"\0" + store.get(shard.ids_key)[1:])
-    with pytest.raises(CorruptShardError, match=r"list of ids of .* does not have the hash"):
-        read_ids(store, shard)
-    store.delete(shard.ids_key)
-    with pytest.raises(CorruptShardError, match=r"list of ids of .* is missing"):
-        read_ids(store, shard)
+    data = store.get(shard.key)
+    rows = pa.concat_tables(TABLES).to_pylist()
+    # Parsed with the standard library alone, as any other reader of the format would.
+    records = list(struct.iter_unpack("<32sQIiii", store.get(shard.index_key)))
+    assert len(records) == len(rows) == shard.rows
+    for (name, offset, size, width, height, label), row in zip(records, rows, strict=True):
+        assert (name.hex(), width, height) == (row["id"], row["width"], row["height"])
+        assert data[offset : offset + size] == row["image"]
+        assert label == (-1 if row["label"] is None else row["label"])
+
+
+@settings(max_examples=25)
+@given(images=st.lists(st.binary(max_size=40) | st.sampled_from([b"", b"PAR1", b"\4\0\0\0"]), min_size=1, max_size=12))
+def test_write_shard__finds_images_of_any_bytes(images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("shard") / "x.parquet"
+    rows = [row | {"image": image} for row, image in zip(table(0, len(images)).to_pylist(), images, strict=True)]
+    write_shard(path, [pa.Table.from_pylist(rows, SCHEMA)])
+    data = path.read_bytes()
+    found = [record[1:3] for record in struct.iter_unpack("<32sQIiii", path.with_suffix(".index").read_bytes())]
+    assert [data[offset : offset + size] for offset, size in found] == images
+    assert all(first[0] + first[1] <= second[0] for first, second in pairwise(found))
+
+
+def test_write_shard__finds_images_beyond_the_pages_of_parquet(tmp_path: Path) -> None:
+    """A page is 1 MiB: these rows take several, with headers between them, and one image is larger than a page."""
+    images = [bytes([n]) * size for n, size in enumerate([700_000, 300_000, 3_000_000, 5, 900_000])]
+    rows = [row | {"image": image} for row, image in zip(table(0, 5).to_pylist(), images, strict=True)]
+    shard = write_shard(tmp_path / "x.parquet", [pa.Table.from_pylist(rows, SCHEMA)])
+    data = (tmp_path / "x.parquet").read_bytes()
+    store = open_store(str(tmp_path / "store"))
+    upload_shard(store, shard, tmp_path / "x.parquet")
+    index = read_group_index(store, shard, 0)
+    assert [data[row["offset"] : row["offset"] + row["size"]] for row in index] == images
+
+
+def test_read_index__one_damaged_or_missing_group_is_named(dataset: tuple[Store, DatasetManifest]) -> None:
+    store, manifest = dataset
+    (shard,) = manifest.shards
+    whole = store.get(shard.index_key)
+    store.put(shard.index_key, whole[: 3 * 56] + b"\1" + whole[3 * 56 + 1 :])
+    assert read_group_index(store, shard, 0)["width"].tolist() == [1, 2, 3]
+    assert read_group_index(store, shard, 2)["width"].tolist() == [5, 6, 7, 8]
+    with pytest.raises(CorruptShardError, match=f"row group 1 of {shard.index_key} .* does not have the hash"):
+        read_index(store, shard)
+    store.delete(shard.index_key)
+    with pytest.raises(CorruptShardError, match=f"{shard.index_key} .* is missing"):
+        read_index(store, shard)
 
 
 @given(
