@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from heliostat.data.images import decode_rgb
+from heliostat.data.decode import decode_rgb
 from heliostat.data.manifest import DatasetManifest
+from heliostat.data.shard_index import NO_LABEL, read_index
 from heliostat.data.shards import read_row_group
 from heliostat.errors import UnlabelledDatasetError
 from heliostat.storage import Store
@@ -44,34 +44,34 @@ def labelled_batches(store: Store, manifest: DatasetManifest, px: int) -> Iterat
         UnlabelledDatasetError: an image has no label.
         CorruptShardError: bytes are not those that were ingested.
     """
+    check_labels(store, manifest)
     for shard_index, shard in enumerate(manifest.shards):
         for group_index in range(len(shard.row_groups)):
             table = read_row_group(store, manifest, shard_index, group_index)
-            labels = _labels(table, manifest.name)
             images = np.stack([central_crop(decode_rgb(data), px) for data in table["image"].to_pylist()])
-            yield LabelledBatch(images, labels, table["id"].to_pylist())
+            yield LabelledBatch(images, table["label"].to_pylist(), table["id"].to_pylist())
 
 
 def check_labels(store: Store, manifest: DatasetManifest) -> None:
-    """See that every image has a label, before hours are spent on it.
+    """See that every image has a label, before hours are spent on it; reads the indexes alone.
 
     Raises:
-        UnlabelledDatasetError: an image has none; it is named.
+        UnlabelledDatasetError: an image has none, or the dataset is a selection, which has no labels of its own.
     """
-    for shard_index, shard in enumerate(manifest.shards):
-        for group_index in range(len(shard.row_groups)):
-            _labels(read_row_group(store, manifest, shard_index, group_index), manifest.name)
-
-
-def _labels(table: pa.Table, dataset: str) -> list[int]:
-    labels: list[int | None] = table["label"].to_pylist()
-    if None in labels:
-        source = table["source"][labels.index(None)].as_py()
+    if manifest.selection is not None:
         raise UnlabelledDatasetError(
-            f"image {source!r} of dataset {dataset!r} has no label (or lies in two folders), and k-NN compares labels",
-            "Give a folder with one sub-folder per class, each image in one of them",
+            f"dataset {manifest.name!r} selects rows of other datasets and has no labels of its own",
+            f"Write it out first: heliostat dataset materialize ROOT/{manifest.name} {manifest.name}-images",
         )
-    return [label for label in labels if label is not None]
+    for shard in manifest.shards:
+        index = read_index(store, shard)
+        without = index["id"][index["label"] == NO_LABEL]
+        if len(without):
+            raise UnlabelledDatasetError(
+                f"image {without[0].tobytes().hex()[:16]} of dataset {manifest.name!r} has no label (or lies in two "
+                "folders), and k-NN compares labels",
+                "Give a folder with one sub-folder per class, each image in one of them",
+            )
 
 
 def central_crop(image_HWC: Pixels, px: int) -> Pixels:

@@ -7,7 +7,7 @@ from statistics import median
 
 from heliostat.config import ResolvedRecipe
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.errors import TooFewGpusError
+from heliostat.errors import NoDataPoolError, TooFewGpusError
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
 from heliostat.storage import Store
@@ -57,13 +57,28 @@ def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
 def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
     """Run or resume a run on the initialised Ray, with a live view."""
     with watch_run(run.store, recipe.training.steps):
-        fit(RunSpec(recipe, run.root, run.manifest_sha256), use_gpu=_use_gpu(recipe))
+        _check_pool(recipe)
+        fit(RunSpec(recipe, run.root, run.manifests), use_gpu=_use_gpu(recipe))
 
 
 def cpus_needed(recipe: PretrainRecipe) -> int:
     """What the embedded Ray must be able to hand out: workers and their data tasks at once."""
     per_worker = recipe.scaling.cpus_per_worker + _DATA_CPUS_PER_WORKER
     return max(os.cpu_count() or 1, math.ceil(recipe.scaling.workers * per_worker))
+
+
+def _check_pool(recipe: PretrainRecipe) -> None:
+    import ray
+
+    streaming, wanted = recipe.streaming, recipe.scaling.workers * recipe.streaming.crop_processes
+    found = int(ray.cluster_resources().get(streaming.pool_resource, 0))
+    if streaming.crops_on == "pool" and found < wanted:  # Ray would wait for them for ever
+        raise NoDataPoolError(
+            f"{wanted} processes are to make crops on a pool of nodes, but this Ray has {found} units of "
+            f"{streaming.pool_resource!r}",
+            f"Start nodes with ray start --resources '{{\"{streaming.pool_resource}\": {wanted}}}', or set "
+            "streaming.crops_on to trainer",
+        )
 
 
 def _use_gpu(recipe: PretrainRecipe) -> bool:

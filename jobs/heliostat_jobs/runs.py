@@ -24,8 +24,8 @@ class OpenedRun:
     root: Store
     store: Store
     """Of the run itself, below the root."""
-    manifest_sha256: str
-    """Of the dataset, pinned when the run was created."""
+    manifests: dict[str, str]
+    """Hashes by name of the dataset, pinned when the run was created."""
     is_finished: bool
 
 
@@ -42,7 +42,8 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     store = run_store(root, recipe.name)
     locked = _read_lock(store)
     if locked is None:
-        locked = {**lock(resolved), "manifest_sha256": load_manifest(root, recipe.dataset.name).sha256}
+        manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
+        locked = {**lock(resolved), "manifests": manifests}
         try:
             store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
         except ObjectExistsError:  # another process creates the same run at this moment: its lock counts
@@ -51,7 +52,7 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     if not store.exists(CONFIG_KEY):
         store.put(CONFIG_KEY, resolved.text.encode())
     finished = any(isinstance(entry, EndEntry) for entry in CommitLog(store).read())
-    return OpenedRun(root, store, locked["manifest_sha256"], finished)
+    return OpenedRun(root, store, locked["manifests"], finished)
 
 
 def load_run(root: Store, name: str) -> PretrainRecipe:
@@ -79,9 +80,11 @@ def _read_lock(store: Store) -> dict[str, Any] | None:
         return None
     try:
         locked: dict[str, Any] = json.loads(data)
-        if locked["schema_version"] != LOCK_SCHEMA_VERSION or not isinstance(locked["manifest_sha256"], str):
+        if locked["schema_version"] != LOCK_SCHEMA_VERSION:
             raise ValueError(locked["schema_version"])
-        unlock(locked)
+        recipe = unlock(locked)
+        if isinstance(recipe, PretrainRecipe) and set(locked["manifests"]) != set(recipe.dataset.shares):
+            raise ValueError(locked["manifests"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CorruptLockError(
             f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",

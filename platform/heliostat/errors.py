@@ -31,7 +31,12 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── CorruptShardError            HS-DATA-005
 │   ├── RejectedImageError           HS-DATA-006  becomes a line of the quarantine
 │   ├── UnlabelledDatasetError       HS-DATA-007
-│   └── SampleOrderError             HS-DATA-008
+│   ├── SampleOrderError             HS-DATA-008
+│   ├── DecoderCrashedError          HS-DATA-009
+│   ├── NoDataPoolError              HS-DATA-010
+│   ├── DecoderNotStartedError       HS-DATA-011
+│   ├── SelectionError               HS-DATA-012
+│   └── TooManyRefusedError          HS-DATA-013
 ├── CheckpointError                  HS-CKPT-…
 │   ├── CorruptCheckpointError       HS-CKPT-001
 │   ├── IncompatibleCheckpointError  HS-CKPT-002
@@ -264,6 +269,36 @@ class SampleOrderError(DataError):
     """The stream brought other samples than the order of the run asks for."""
 
     code = "HS-DATA-008"
+
+
+class DecoderCrashedError(DataError):
+    """The process that decodes the images of a run died again and again over the same ones."""
+
+    code = "HS-DATA-009"
+
+
+class NoDataPoolError(DataError):
+    """Crops are to be made on a pool of nodes, and no node offers its resource."""
+
+    code = "HS-DATA-010"
+
+
+class DecoderNotStartedError(DataError):
+    """The process that decodes untrusted images does not start, which says nothing of any image."""
+
+    code = "HS-DATA-011"
+
+
+class SelectionError(DataError):
+    """Rows cannot be selected like this, or a selection cannot be written out under this name."""
+
+    code = "HS-DATA-012"
+
+
+class TooManyRefusedError(DataError):
+    """More of a source goes to the quarantine than its ingest allows."""
+
+    code = "HS-DATA-013"
 
 
 class CheckpointError(HeliostatError):

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from support.projects import command, heliostat, write_images, write_recipe
-from support.worlds import CPU_DEVICE, new_networks
+from support.worlds import CPU_DEVICE, new_networks, prepare_step
 
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, EndEntry, LeaseEntry
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import newest_good
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.manifest import load_manifest
+from heliostat.data.samples import Samples, WorkerShare
 from heliostat.data.slots import SlotPlan
-from heliostat.data.stream import Samples, SampleSource, WorkerShare
 from heliostat.objectives.engine import PlainEngine
 from heliostat.objectives.step import TrainingStep
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store, sample_order
-from heliostat.training.feed import prepare_step, slot_batch
+from heliostat.training.attempt import run_store, sample_source
+from heliostat.training.feed import slot_batch
 from heliostat.training.ledger import EMPTY, next_digest, slot_digest
 from heliostat_jobs.runs import load_run
 
@@ -41,10 +41,8 @@ def images(tmp_path: Path) -> Path:
 
 def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.Tensor], list[float], str]:
     """Teacher, losses and digest of ids of the same run in one process: no Ray, no DeepSpeed, no checkpoint."""
-    manifest = load_manifest(root, recipe.dataset.name)
-    groups = tuple(group.rows for shard in manifest.shards for group in shard.row_groups)
-    order = sample_order(recipe, manifest.sha256, groups)
-    source = SampleSource(dataset_store(root, recipe.dataset.name), manifest, order)
+    manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
+    source = sample_source(recipe, root, manifests)
     plan = SlotPlan(recipe.training.slots, 1)
     share = WorkerShare(plan, 0, recipe.training.slot_batch)
     student, teacher = new_networks(recipe)

@@ -80,7 +80,7 @@ def write_run(root: Path, name: str, teachers: dict[int, VisionTransformer], wor
     recipe.write_text(yaml.safe_dump(described))
     store = open_store(str(root / "runs" / name))
     store.put(
-        "config.lock.json", json.dumps({**lock(load_recipe(recipe, [], {})), "manifest_sha256": "ab" * 32}).encode()
+        "config.lock.json", json.dumps({**lock(load_recipe(recipe, [], {})), "manifests": {"none": "ab" * 32}}).encode()
     )
     log = CommitLog(store)
     lease = log.acquire_lease("test")

@@ -21,11 +21,11 @@ from torch.multiprocessing.spawn import spawn
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.order import SampleOrder
+from heliostat.data.samples import Samples, WorkerShare
 from heliostat.data.slots import SlotPlan
-from heliostat.data.stream import Samples, WorkerShare
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
-from heliostat.training.feed import StepInput, prepare_step, slot_batch
+from heliostat.training.feed import StepInput, prepare_slot, slot_batch
 
 CPU_DEVICE = torch.device("cpu")
 IMAGES = 96
@@ -90,6 +90,16 @@ def samples_at(positions: list[int]) -> Samples:
     """The samples at positions of the run, as the stream would bring them."""
     images = [encoded_images()[int(ORDER.positions(position, 1)[0])] for position in positions]
     return Samples(positions, [hashlib.sha256(data).hexdigest() for data in images], images)
+
+
+def prepare_step(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int, samples: Samples) -> StepInput:
+    """A worker's samples of a step, split into its slots."""
+    size = recipe.training.slot_batch
+    slots = [
+        prepare_slot(recipe, step, slot, samples.part(index * size, (index + 1) * size))
+        for index, slot in enumerate(plan.slots_of(rank))
+    ]
+    return StepInput(step, slots)
 
 
 def step_input(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int) -> StepInput:

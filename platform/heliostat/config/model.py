@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from heliostat.config.base import Fraction, Section
+from heliostat.config.base import Section, Share
 from heliostat.errors import InvalidValueError
 
 ARCHS: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ class ModelConfig(Section):
         "crops (cls), or both (DINOv3)",
     )
     layer_scale: float = Field(1e-5, gt=0, description="initial LayerScale gamma")
-    drop_path: Fraction = Field(0.3, lt=1.0, description="stochastic depth: share of a slot's crops that skip a branch")
+    drop_path: Share = Field(0.3, lt=1.0, description="stochastic depth: share of a slot's crops that skip a branch")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,20 @@
 """``kind: pretrain``: self-supervised pre-training of a backbone (DINOv2, arXiv 2304.07193)."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from fractions import Fraction
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from heliostat.config.base import Fraction, Name, Root, Section
+from heliostat.config.base import Name, Root, Section, Share
 from heliostat.config.model import ModelConfig
 from heliostat.errors import IndivisibleBatchError, InvalidValueError, TooManyWorkersError
 
 Range = tuple[float, float]
+WeightedName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}=[0-9]{1,9}(\.[0-9]{1,9})?$")]
+_LONGEST_MIX = 100_000
+"""Samples after which the order of datasets in a mix repeats; every process computes that many once."""
 
 
 def _nearest_multiple(value: int, step: int) -> int:
@@ -20,8 +25,68 @@ def _nearest_multiple(value: int, step: int) -> int:
 class DatasetConfig(Section):
     """What is read, and how widely it is shuffled."""
 
-    name: Name = Field(description="dataset under <root>/datasets")
+    name: Name | None = Field(None, description="dataset under <root>/datasets; null where mix names several")
+    mix: tuple[WeightedName, ...] = Field(
+        (), description="several datasets instead of one, as NAME=WEIGHT: [photos=0.7, drawings=0.3]"
+    )
     window_groups: int = Field(16, gt=0, description="row groups shuffled together; a resume costs one such window")
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("mix")
+    @classmethod
+    def _weighs_each_dataset_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [part.partition("=")[0] for part in value]
+        if len(set(names)) < len(names) or not all(float(part.partition("=")[2]) > 0 for part in value):
+            raise ValueError("NAME=WEIGHT, each name once, each weight above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _names_datasets_once(self) -> Self:
+        if (self.name is None) == (not self.mix):
+            found = "neither is set" if self.name is None else "both are set"
+            raise InvalidValueError(
+                f"dataset.name gives one dataset, dataset.mix several, and {found}",
+                "Set dataset.name to a dataset that heliostat dataset ingest has made, or dataset.mix to several",
+            )
+        if (period := sum(self.shares.values())) > _LONGEST_MIX:
+            raise InvalidValueError(
+                f"the weights of dataset.mix repeat after {period:,} samples, the limit is {_LONGEST_MIX:,}",
+                "Round them: 0.333 and 0.667 repeat after 1,000",
+            )
+        return self
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Whole numbers without a common factor that have the ratio of the weights, by name of the dataset."""
+        parts = [part.partition("=") for part in self.mix or (f"{self.name}=1",)]
+        weights = {name: Fraction(weight) for name, _, weight in parts}
+        scale = math.lcm(*(weight.denominator for weight in weights.values()))
+        whole = {name: int(weight * scale) for name, weight in weights.items()}
+        common = math.gcd(*whole.values())
+        return {name: share // common for name, share in whole.items()}
+
+
+class StreamingConfig(Section):
+    """How images get to the workers. No part of the mathematics: it may change between attempts of one run."""
+
+    crops_on: Literal["trainer", "pool"] = Field(
+        "trainer", description="where images become crops: beside each worker, or on nodes that offer pool_resource"
+    )
+    crop_processes: int = Field(1, gt=0, description="processes per worker that decode and crop")
+    pool_resource: Name = Field(
+        "data_pool", description="Ray resource of the nodes of the pool; every process takes one unit and one CPU"
+    )
+    cache_dir: str | None = Field(
+        None, min_length=1, description="folder on each node's own disk that keeps what was read; null is none"
+    )
+    cache_gib: float = Field(100.0, gt=0, description="size limit of cache_dir, in GiB")
+    patience_s: float = Field(
+        1800.0, gt=0, description="seconds that a storage outage may last before the run stops for it"
+    )
 
 
 class AugmentationConfig(Section):
@@ -32,10 +97,10 @@ class AugmentationConfig(Section):
     local_count: int = Field(8, ge=1, description="local crops per image")
     global_scale: Range = Field((0.32, 1.0), description="share of the image's area in a global crop: from, to")
     local_scale: Range = Field((0.05, 0.32), description="share of the image's area in a local crop: from, to")
-    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
-    jitter: Fraction = Field(0.8, description="probability of colour jitter (0.4, 0.4, 0.2, 0.1)")
-    grey: Fraction = Field(0.2, description="probability of greyscale")
-    solarize: Fraction = Field(0.2, description="probability of solarization, second global crop only")
+    flip: Share = Field(0.5, description="probability of a horizontal flip")
+    jitter: Share = Field(0.8, description="probability of colour jitter (0.4, 0.4, 0.2, 0.1)")
+    grey: Share = Field(0.2, description="probability of greyscale")
+    solarize: Share = Field(0.2, description="probability of solarization, second global crop only")
     blur: Literal["paper", "official", "none"] = Field(
         "official",
         description="blur probabilities of global-1, global-2, local: paper 1.0/0.1/0.5; official 0.0/0.9/0.5, with "
@@ -109,8 +174,8 @@ class ObjectiveConfig(Section):
         "sinkhorn_knopp", description="what keeps targets spread over the prototypes"
     )
     sinkhorn_iterations: int = Field(3, ge=1, description="Sinkhorn-Knopp iterations over the global batch")
-    centre_momentum: Fraction = Field(0.9, description="momentum of the centre of softmax centring")
-    mask_probability: Fraction = Field(0.5, description="share of a slot's global crops that are masked")
+    centre_momentum: Share = Field(0.9, description="momentum of the centre of softmax centring")
+    mask_probability: Share = Field(0.5, description="share of a slot's global crops that are masked")
     mask_ratio: Range = Field((0.1, 0.5), description="share of a masked crop's patches that is masked: from, to")
 
     @property
@@ -244,6 +309,7 @@ class PretrainRecipe(Section):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     training: TrainingConfig
     scaling: ScalingConfig = Field(default_factory=ScalingConfig)
+    streaming: StreamingConfig = Field(default_factory=StreamingConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     observe: ObserveConfig = Field(default_factory=ObserveConfig)
 

@@ -9,9 +9,10 @@ from heliostat.config.load import ResolvedRecipe
 from heliostat.config.yaml_text import show_value
 from heliostat.errors import ChangedConfigError
 
-LOCK_SCHEMA_VERSION = 1
-_NOT_THE_RUN = ("name", "root", "scaling.", "observe.", "checkpoint.")
-"""What may change between two attempts of one run: where it lies, who computes it, how often it speaks and saves."""
+LOCK_SCHEMA_VERSION = 2
+_NOT_THE_RUN = ("name", "root", "scaling.", "streaming.", "observe.", "checkpoint.")
+"""What may change between two attempts of one run: where it lies, who computes and feeds it, how often it speaks and
+saves."""
 
 
 class Difference(NamedTuple):

@@ -13,7 +13,7 @@ Legend: N rows of the dataset, G images per step (the global batch), B rows of a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class SampleOrder:
         return group, int(row - self.group_starts[group])
 
     def _windows(self, epoch: int) -> list[Rows]:
-        groups = permutation(len(self.group_rows), self.seed, "groups", self._dataset, epoch)
+        groups = _permuted_groups(len(self.group_rows), self.seed, self._dataset, epoch)
         return np.array_split(groups, range(self.window_groups, len(groups), self.window_groups))
 
     def _shuffled(self, epoch: int, window: int, groups: Rows) -> Rows:
@@ -85,3 +85,9 @@ class SampleOrder:
     @property
     def _dataset(self) -> int:
         return int(self.manifest_hash[:32], 16)
+
+
+@lru_cache(maxsize=16)
+def _permuted_groups(groups: int, seed: int, dataset: int, epoch: int) -> Rows:
+    """Kept, because every chunk of an epoch asks for it, and a large dataset has a million row groups."""
+    return permutation(groups, seed, "groups", dataset, epoch)

@@ -1,9 +1,10 @@
 """Ray Data carries the encoded images of a worker's slots to it, in the exact order of the run.
 
 Every worker has a pipeline of its own: a list of chunks (consecutive steps), each fetched by one Ray task that computes
-by arithmetic which rows it needs, reads their verified row groups, and returns the rows in order. One execution spans
-all epochs to the end of the run, because an execution takes seconds to start. Nothing is coordinated between workers,
-so nothing has to be when their number changes: the state of the stream is the step.
+by arithmetic which rows it needs, reads them verified, and returns them in order. One execution spans all epochs to the
+end of the run. Because an execution takes seconds to start, the chunks of the first window are read directly meanwhile:
+the first batch of a resumed run waits for storage, not for Ray Data. Nothing is coordinated between workers, so nothing
+has to be when their number changes: the state of the stream is the step.
 
 Ray Data's own ``streaming_split`` cannot be used: it hands out blocks as they come, so which worker gets which sample
 depends on timing, and it restarts at sample 0 with every worker group.
@@ -11,127 +12,114 @@ depends on timing, and it restarts at sample 0 with every worker group.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from heliostat import errors
-from heliostat.data.manifest import DatasetManifest
-from heliostat.data.order import SampleOrder
-from heliostat.data.shards import read_row_group
-from heliostat.data.slots import SlotPlan
+from heliostat.data.samples import Samples, SampleSource, WorkerShare
 from heliostat.errors import HeliostatError, SampleOrderError
-from heliostat.storage import Store
 
-_CHUNK_SAMPLES = 512
-"""Samples that one task brings to one worker, about."""
+CHUNK_SAMPLES = 512
+CHUNK_BYTES = 32 * 2**20
+"""Of encoded images: what one task brings to one worker at most, unless a single step is more."""
 _MAX_BLOCKS = 2000
 _TASK_CPUS = 0.25
 """Fetching waits for storage most of the time. Whole CPUs would starve the workers, or be starved by them for ever (a
 deadlock was seen with actors that held all CPUs)."""
 _TASKS_AT_ONCE = 2
-_CACHED_ROW_GROUPS = 32
 _FAILED = -1
 """Position of a row that holds an error."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Samples in the order of the run; all three have one entry per sample."""
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """The steps of a stream, cut into what is fetched at once."""
 
-    positions: list[int]
-    ids: list[str]
-    images: list[bytes]
-
-
-@dataclass(frozen=True)
-class SampleSource:
-    """A pinned dataset and the order in which a run reads it."""
-
-    store: Store
-    """The dataset's store, ``<root>/datasets/<name>``."""
-    manifest: DatasetManifest
-    order: SampleOrder
-
-    def read(self, positions: list[int]) -> pa.Table:
-        """Rows ``id``, ``image``, ``position`` at the given positions of the run, in that order."""
-        # One call for the whole span: each one permutes the row groups of an epoch anew.
-        first = min(positions)
-        rows = self.order.positions(first, max(positions) - first + 1)[np.subtract(positions, first)]
-        places = [self.order.locate(row) for row in rows.tolist()]
-        picked: list[pa.Table] = []
-        taken: list[int] = []
-        for group in sorted({group for group, _ in places}):
-            wanted = [index for index, (other, _) in enumerate(places) if other == group]
-            picked.append(_row_group(self, group).take([places[index][1] for index in wanted]))
-            taken.extend(wanted)
-        table = pa.concat_tables(picked).take(np.argsort(taken))
-        return table.append_column("position", pa.array(positions, pa.int64()))
-
-    def __hash__(self) -> int:
-        return hash((self.store.url, self.order.manifest_hash))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SampleSource) and (self.store.url, self.order.manifest_hash) == (
-            other.store.url,
-            other.order.manifest_hash,
-        )
-
-
-@lru_cache(maxsize=_CACHED_ROW_GROUPS)
-def _row_group(source: SampleSource, group: int) -> pa.Table:
-    """A verified row group; neighbouring chunks need the same ones, and Ray keeps its worker processes."""
-    for index, shard in enumerate(source.manifest.shards):
-        if group < len(shard.row_groups):
-            return read_row_group(source.store, source.manifest, index, group).select(["id", "image"])
-        group -= len(shard.row_groups)
-    raise IndexError(f"the manifest has no row group {group} more")
-
-
-@dataclass(frozen=True)
-class WorkerShare:
-    """Which positions one worker consumes in which step."""
-
-    slots: SlotPlan
-    rank: int
-    slot_batch: int
+    first_step: int
+    last_step: int
+    """The first step that is no part of it."""
+    steps_per_chunk: int
+    direct: int
+    """Chunks at the start that are read without Ray Data."""
 
     @property
-    def samples_per_step(self) -> int:
-        """Samples that the worker consumes in a step."""
-        return len(self.slots.slots_of(self.rank)) * self.slot_batch
+    def chunks(self) -> int:
+        """All of them."""
+        return math.ceil((self.last_step - self.first_step) / self.steps_per_chunk)
 
-    def positions(self, step: int) -> list[int]:
-        """Positions of the worker's samples of a step: its slots in order."""
-        start = step * self.slots.slots * self.slot_batch
-        return [
-            start + slot * self.slot_batch + index
-            for slot in self.slots.slots_of(self.rank)
-            for index in range(self.slot_batch)
-        ]
+    def steps(self, chunk: int) -> range:
+        """The steps of a chunk."""
+        start = self.first_step + chunk * self.steps_per_chunk
+        return range(start, min(start + self.steps_per_chunk, self.last_step))
+
+
+def plan_chunks(share: WorkerShare, image_bytes: float, window_rows: int, first_step: int, steps: int) -> ChunkPlan:
+    """Cut the steps from ``first_step`` to ``steps``.
+
+    Args:
+        share: The worker's part of each step.
+        image_bytes: Mean size of an encoded image.
+        window_rows: Rows that are shuffled together: as many are read directly.
+        first_step: The first step to stream.
+        steps: Steps of the run.
+    """
+    samples = share.samples_per_step
+    most = min(CHUNK_SAMPLES, CHUNK_BYTES / max(image_bytes, 1))
+    steps_per_chunk = max(1, int(most // samples))
+    window_steps = math.ceil(window_rows / share.global_batch)
+    return ChunkPlan(first_step, steps, steps_per_chunk, math.ceil(window_steps / steps_per_chunk))
 
 
 def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, steps: int) -> Iterator[Samples]:
-    """The worker's samples of each step from ``first_step`` to ``steps``, by Ray Data; needs an initialised Ray."""
+    """The worker's samples of each step from ``first_step`` to ``steps``; needs an initialised Ray.
+
+    Raises:
+        CorruptShardError, StorageError: as ``SampleSource.read``.
+        SampleOrderError: Ray Data brought something else than was asked for.
+    """
+    if first_step >= steps:
+        return
+    plan = plan_chunks(share, source.image_bytes, source.order.window_rows, first_step, steps)
+
+    def read(chunk: int) -> pa.Table:
+        return source.read([position for step in plan.steps(chunk) for position in share.positions(step)])
+
+    with (
+        closing(_through_ray(read, plan, share)) as streamed,
+        ThreadPoolExecutor(2, thread_name_prefix="stream") as threads,
+    ):
+        first_streamed = threads.submit(next, streamed, None)
+        next_read = threads.submit(read, 0)
+        for chunk in range(min(plan.direct, plan.chunks)):
+            table = next_read.result()
+            if chunk + 1 < min(plan.direct, plan.chunks):
+                next_read = threads.submit(read, chunk + 1)
+            for index, step in enumerate(plan.steps(chunk)):
+                yield _samples(table.slice(index * share.samples_per_step, share.samples_per_step), share, step)
+        after = plan.first_step + plan.direct * plan.steps_per_chunk
+        if (table := first_streamed.result()) is not None:
+            yield _samples(table, share, after)
+        for step, table in enumerate(streamed, after + 1):
+            yield _samples(table, share, step)
+
+
+def _through_ray(read: Callable[[int], pa.Table], plan: ChunkPlan, share: WorkerShare) -> Generator[pa.Table]:
+    """The steps after the direct ones, a table each, by one Ray Data execution that begins with the first ``next``."""
+    if plan.chunks <= plan.direct:
+        return
     import ray.data
 
     from heliostat.data.executor_pause import PauseBetweenTurns
 
-    left = steps - first_step
-    if left <= 0:
-        return
-    steps_per_chunk = max(1, _CHUNK_SAMPLES // share.samples_per_step)
-    chunks = math.ceil(left / steps_per_chunk)
-
     def fetch(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        for chunk in batch["id"].tolist():
-            start = first_step + chunk * steps_per_chunk
-            stop = min(start + steps_per_chunk, steps)
+        for index in batch["id"].tolist():
             try:
-                yield source.read([position for step in range(start, stop) for position in share.positions(step)])
+                yield read(plan.direct + index)
             except HeliostatError as error:
                 yield _failure(error)
 
@@ -140,29 +128,36 @@ def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, st
     context.custom_execution_callback_classes = [PauseBetweenTurns]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # A consumer that waits for a checkpoint, or storage that is away, is no failure of the execution.
+    context.execution_no_progress_timeout_s = -1
+    chunks = plan.chunks - plan.direct
     dataset = ray.data.range(chunks, override_num_blocks=min(chunks, _MAX_BLOCKS)).map_batches(
         fetch, batch_size=1, num_cpus=_TASK_CPUS, compute=ray.data.TaskPoolStrategy(min(chunks, _TASKS_AT_ONCE))
     )
-    batches = dataset.iter_batches(
+    yield from dataset.iter_batches(
         batch_size=share.samples_per_step, batch_format="pyarrow", prefetch_batches=2, drop_last=False
     )
-    for step, table in enumerate(batches, first_step):
-        positions = table["position"].to_pylist()
-        if _FAILED in positions:
-            raise _raised(table["image"][positions.index(_FAILED)].as_py())
-        if positions != share.positions(step):
-            raise SampleOrderError(
-                f"step {step} of worker {share.rank} got samples from position {positions[:1]} on, not from "
-                f"{share.positions(step)[:1]}",
-                "Nothing was trained on them; run the same command again to resume, and report this",
-            )
-        yield Samples(positions, table["id"].to_pylist(), table["image"].to_pylist())
+
+
+def _samples(table: pa.Table, share: WorkerShare, step: int) -> Samples:
+    positions = table["position"].to_pylist()
+    if _FAILED in positions:
+        raise _raised(table["image"][positions.index(_FAILED)].as_py())
+    if positions != share.positions(step):
+        raise SampleOrderError(
+            f"step {step} of worker {share.rank} got samples from position {positions[:1]} on, not from "
+            f"{share.positions(step)[:1]}",
+            "Nothing was trained on them; run the same command again to resume, and report this",
+        )
+    costs = (sum(table[name].to_pylist()) for name in ("bytes_read", "retries"))
+    return Samples(positions, table["id"].to_pylist(), table["image"].to_pylist(), *costs)
 
 
 def _failure(error: HeliostatError) -> pa.Table:
     """An error as a row: Ray Data keeps only the text of what a task raises, and the user needs the error itself."""
     text = json.dumps([type(error).__name__, error.fact, error.next_step]).encode()
-    return pa.table({"id": [""], "image": pa.array([text], pa.binary()), "position": [_FAILED]})
+    image = pa.array([text], pa.binary())
+    return pa.table({"id": [""], "image": image, "position": [_FAILED], "bytes_read": [0], "retries": [0]})
 
 
 def _raised(text: bytes) -> HeliostatError:

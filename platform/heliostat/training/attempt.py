@@ -3,9 +3,13 @@
 import logging
 import os
 import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +19,13 @@ from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
 from heliostat.checkpoint.retention import retire, sweep
 from heliostat.checkpoint.verify import Choice, newest_good
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.data.manifest import dataset_store, load_manifest
-from heliostat.data.order import SampleOrder
+from heliostat.data.cache import ShardCache
+from heliostat.data.manifest import load_manifest
+from heliostat.data.read_plan import read_advice
+from heliostat.data.samples import PinnedDataset, Samples, SampleSource, WorkerShare
+from heliostat.data.selection import predict_selection
 from heliostat.data.slots import SlotPlan
-from heliostat.data.stream import SampleSource, WorkerShare, stream_samples
+from heliostat.data.stream import stream_samples
 from heliostat.errors import CorruptCheckpointError, HeliostatError, StorageError
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import StepResult, TrainingStep
@@ -26,14 +33,20 @@ from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.metrics import MetricsWriter
 from heliostat.storage import Store
-from heliostat.training.collective import all_do, first_does
-from heliostat.training.feed import StepInput, feed, slot_batch
+from heliostat.training.collective import Agreement, all_do, first_does
+from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.phases import PhaseClock
 from heliostat.training.state import load_state, save_state
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
+
+_POLL_S = 5.0
+_STALL_S = 15.0
+"""Seconds without images after which the run says so."""
+_STORE_PATIENCE_S = 100.0
+"""How long a commit may wait for the store: less than the collectives in which other workers wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +56,8 @@ class RunSpec:
     recipe: PretrainRecipe
     root: Store
     """The opened root: a relative path in the recipe means another folder in a worker, which runs elsewhere."""
-    manifest_sha256: str
-    """The dataset's manifest that the run has pinned."""
+    manifests: dict[str, str]
+    """Hash of the manifest that the run has pinned, by name of the dataset."""
 
 
 def run_store(root: Store, name: str) -> Store:
@@ -52,9 +65,16 @@ def run_store(root: Store, name: str) -> Store:
     return root.sub(f"runs/{name}")
 
 
-def sample_order(recipe: PretrainRecipe, manifest_sha256: str, group_rows: tuple[int, ...]) -> SampleOrder:
-    """The order in which a run reads its dataset."""
-    return SampleOrder(manifest_sha256, recipe.seed, group_rows, recipe.dataset.window_groups)
+def sample_source(recipe: PretrainRecipe, root: Store, manifests: Mapping[str, str]) -> SampleSource:
+    """The datasets of a run, by the hashes of the manifests that it has pinned."""
+    streaming = recipe.streaming
+    cache = ShardCache(Path(streaming.cache_dir), int(streaming.cache_gib * 2**30)) if streaming.cache_dir else None
+    pinned = tuple(PinnedDataset(name, manifests[name], share) for name, share in recipe.dataset.shares.items())
+    return SampleSource(root.patient(streaming.patience_s), pinned, recipe.seed, recipe.dataset.window_groups, cache)
+
+
+def _stream_from(source: SampleSource, share: WorkerShare, steps: int, first_step: int) -> Iterator[Samples]:
+    return stream_samples(source, share, first_step, steps)
 
 
 def train_attempt(config: dict[str, Any]) -> None:
@@ -77,7 +97,7 @@ class AttemptWorker:
         import ray.train.torch
 
         recipe = self._recipe = spec.recipe
-        self._store = run_store(spec.root, recipe.name)
+        self._store = run_store(spec.root, recipe.name).patient(_STORE_PATIENCE_S)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         self._device = ray.train.torch.get_device()
         if self._device.type == "cuda":
@@ -93,45 +113,71 @@ class AttemptWorker:
         self._emit(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
         self._clock = PhaseClock()
         self._steps_to_report = 0
+        self._has_started = False
+        self._agreement = Agreement()
+        self._data_costs = Counter[str]()
         self._spec = spec
         self._stack = stack
 
     def train(self) -> None:
         """From the newest good checkpoint to the last step."""
         first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
-        all_do(self._open_dataset)
+        source = sample_source(self._recipe, self._spec.root, self._spec.manifests)
+        all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
+        first_does(self._advise)
         self._engine, self._training = self._new_training()
         self._stack.callback(self._engine.close)
         steps = self._recipe.training.steps
         first_step, digest = self._restore()
         ledger = SampleLedger(self._plan, digest)
         share = WorkerShare(self._plan, self._rank, self._recipe.training.slot_batch)
-        stream = partial(stream_samples, self._source, share, first_step, steps)
-        inputs = feed(self._recipe, self._plan, self._rank, first_step, stream)
+        stream = partial(_stream_from, source, share, steps)
+        on_cpu = self._device.type == "cpu"
+        feed = Feed(self._recipe, self._plan, self._rank, first_step, stream, photometric=on_cpu)
+        self._stack.callback(feed.close)
         for step in range(first_step, steps):
             with self._clock.phase("data_wait_s"):
-                prepared: StepInput = next(inputs)
+                self._wait_for_images(feed, step)
+                prepared = feed.take()
             if step == first_step:
                 self._emit(EventType.DATA_READY, step=step)
             result = self._training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
             ledger.consumed(prepared)
-            self._report(step, result)
+            self._report(step, prepared, result)
             if (step + 1) % self._recipe.checkpoint.every_steps == 0 or step + 1 == steps:
                 with self._clock.phase("checkpoint_s"):
                     self._checkpoint(step + 1, ledger)
-        inputs.close()
+        feed.close()
         first_does(self._finish)
 
     def ended(self, cause: str) -> None:
         """Note why the attempt stopped."""
         self._emit(EventType.ATTEMPT_ENDED, cause=cause)
 
-    def _open_dataset(self) -> None:
-        root, manifest_sha256, name = self._spec.root, self._spec.manifest_sha256, self._recipe.dataset.name
-        manifest = load_manifest(root, name, manifest_sha256)
-        groups = tuple(group.rows for shard in manifest.shards for group in shard.row_groups)
-        order = sample_order(self._recipe, manifest_sha256, groups)
-        self._source = SampleSource(dataset_store(root, name), manifest, order)
+    def _advise(self) -> None:
+        """Say so if reading costs much more bytes than it uses."""
+        for name, sha256 in self._spec.manifests.items():
+            times = predict_selection(self._spec.root, load_manifest(self._spec.root, name, sha256))
+            if advice := read_advice(name, times):
+                _log.warning(advice)
+                self._emit(EventType.READS_AMPLIFIED, dataset=name, times=round(times, 1), advice=advice)
+
+    def _wait_for_images(self, feed: Feed, step: int) -> None:
+        """Wait until every worker has its images.
+
+        Workers whose images have come would wait for the others in a collective, and that gives up long before an
+        outage of the storage is over.
+        """
+        begun_s = time.monotonic()
+        stalled = False
+        while not self._agreement.all_true(feed.ready(_POLL_S)):
+            waited_s = time.monotonic() - begun_s
+            if waited_s > _STALL_S and not stalled and self._has_started:
+                stalled = True
+                self._emit(EventType.DATA_STALLED, step=step, waited_s=round(waited_s, 1))
+        if stalled:
+            self._emit(EventType.DATA_RESUMED, step=step, waited_s=round(time.monotonic() - begun_s, 1))
+        self._has_started = True
 
     def _new_training(self) -> tuple[ZeroEngine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)
@@ -176,8 +222,12 @@ class AttemptWorker:
         except StorageError as error:  # the checkpoint is committed; the old one goes next time
             _log.warning("an old checkpoint could not be removed: %s", error)
 
-    def _report(self, step: int, result: StepResult) -> None:
+    def _report(self, step: int, prepared: StepInput, result: StepResult) -> None:
         self._steps_to_report += 1
+        for slot in prepared.slots:
+            self._data_costs.update(
+                data_bytes_read=slot.bytes_read, data_bytes_used=slot.bytes_used, data_retries=slot.retries
+            )
         if (step + 1) % self._recipe.observe.log_every_steps and result.skipped is None:
             return
         seconds = self._clock.read()
@@ -196,8 +246,10 @@ class AttemptWorker:
             ema_momentum=result.values.ema_momentum,
             **{f"gradient_norm_{name}": norm for name, norm in result.gradient_norms.items()},
             images_per_s=images / max(sum(seconds.values()), 1e-9),
+            **self._data_costs,
             **seconds,
         )
+        self._data_costs.clear()
 
     def _finish(self) -> None:
         self._log.append(

@@ -34,6 +34,19 @@ class ProcessGroupReducer:
         return result
 
 
+class Agreement:
+    """A question to all workers that costs no device a synchronisation. All make one at the same place."""
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+
+    def all_true(self, mine: bool) -> bool:
+        """Whether every worker says so."""
+        vote = torch.tensor([int(mine)])
+        dist.all_reduce(vote, dist.ReduceOp.MIN, group=self._group)
+        return bool(vote.item())
+
+
 def all_do(work: Callable[[], T]) -> list[T]:
     """Do ``work`` on every worker; the results by rank, or the first worker's user-facing error on all of them."""
     outcomes: list[Any] = [None] * dist.get_world_size()

@@ -1,17 +1,23 @@
 """From the sample stream to what a training step takes, made ahead of it in a process of its own."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.crops import SlotCrops, slot_crops
 from heliostat.data.draws import Draws
+from heliostat.data.photometric_torch import apply_photometric
+from heliostat.data.samples import Samples
 from heliostat.data.slots import SlotPlan
-from heliostat.data.stream import Samples
+from heliostat.errors import DecoderCrashedError
 from heliostat.models.block import DropPlan
 from heliostat.models.normalise import normalise
 from heliostat.models.positions import RopeJitter, draw_rope_jitter
@@ -19,6 +25,12 @@ from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.objectives.networks import SlotBatch
 
 _STEPS_AHEAD = 2
+"""What waits beside a worker is two steps of crops: per image 2 P² 3 bytes and its local crops, 0.53 MB by default."""
+_ATTEMPTS = 3
+_LAST_WORDS_S = 10.0
+
+StreamFrom = Callable[[int], Iterable[Samples]]
+"""Samples of each step from a step on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,12 @@ class SlotInput:
     """One slot, decoded and drawn, still as bytes in host memory."""
 
     ids: list[str]
+    bytes_read: int
+    """What storage gave, to bring this slot and others."""
+    retries: int
+    """Requests that had to be repeated for it."""
+    bytes_used: int
+    """Size of the slot's encoded images."""
     crops: SlotCrops
     masks: Tensor
     drops: DropPlan | None
@@ -40,16 +58,29 @@ class StepInput:
     slots: list[SlotInput]
 
 
-def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples) -> SlotInput:
-    """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view."""
+def prepare_slot(
+    recipe: PretrainRecipe, step: int, slot: int, samples: Samples, *, photometric: bool = True
+) -> SlotInput:
+    """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view.
+
+    Args:
+        recipe: Of the run.
+        step: Of the run.
+        slot: Of the step.
+        samples: The slot's images.
+        photometric: Whether colours change here; otherwise ``slot_batch`` does it.
+    """
     training, augmentation, objective = recipe.training, recipe.augmentation, recipe.objective
     gram = objective.anchoring
     gram_px = recipe.gram_px if gram is not None and step >= gram.from_step else None
-    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, gram_px)
+    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, gram_px, photometric=photometric)
     rope = recipe.model.rotary
     whole, local = 2 * training.slot_batch, augmentation.local_count * training.slot_batch
     return SlotInput(
         ids=samples.ids,
+        bytes_read=samples.bytes_read,
+        retries=samples.retries,
+        bytes_used=sum(map(len, samples.images)),
         crops=crops,
         masks=draw_masks(
             Draws(recipe.seed, "mask", step, slot),
@@ -70,31 +101,16 @@ def prepare_slot(recipe: PretrainRecipe, step: int, slot: int, samples: Samples)
     )
 
 
-def prepare_step(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int, samples: Samples) -> StepInput:
-    """A worker's samples of a step, split into its slots."""
-    size = recipe.training.slot_batch
-    slots = [
-        prepare_slot(
-            recipe,
-            step,
-            slot,
-            Samples(
-                samples.positions[index * size : (index + 1) * size],
-                samples.ids[index * size : (index + 1) * size],
-                samples.images[index * size : (index + 1) * size],
-            ),
-        )
-        for index, slot in enumerate(plan.slots_of(rank))
-    ]
-    return StepInput(step, slots)
-
-
 def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
-    """Move a slot to the device and normalise its crops there."""
-    drops, gram_crops = slot.drops, slot.crops.gram_crops
+    """Move a slot to the device, and do there what is left to do: colours, if the slot came without, and normalise."""
+    crops, drops = slot.crops, slot.drops
+    whole, local = _on_device(crops.global_crops, device), _on_device(crops.local_crops, device)
+    if crops.photometric is not None:
+        of_whole, of_local = crops.photometric
+        whole, local = apply_photometric(whole, of_whole), apply_photometric(local, of_local)
     return SlotBatch(
-        global_crops=normalise(slot.crops.global_crops, device),
-        local_crops=normalise(slot.crops.local_crops, device),
+        global_crops=normalise(whole),
+        local_crops=normalise(local),
         masks=slot.masks.to(device),
         drops=drops
         and [
@@ -102,16 +118,68 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
             for attention, feed_forward in drops
         ],
         jitters=slot.jitters,
-        gram_crops=None if gram_crops is None else normalise(gram_crops, device),
+        gram_crops=None if crops.gram_crops is None else normalise(_on_device(crops.gram_crops, device)),
         ids=tuple(slot.ids),
     )
 
 
+def _on_device(crops_NPPC: NDArray[np.uint8], device: torch.device) -> Tensor:
+    # A copy where Ray's memory is read-only: torch has no tensors that are.
+    writable = crops_NPPC if crops_NPPC.flags.writeable else crops_NPPC.copy()
+    return torch.from_numpy(writable).to(device, non_blocking=True)
+
+
 class Feeder:
-    """A process beside a worker that makes its steps: reads the stream, decodes, crops, draws.
+    """A process that reads the stream of a worker and turns slots into what a step takes: decodes, crops, draws.
 
     Not a thread of the worker: Ray Data's executor and the drawing of crops are Python, and whenever they hold its
     lock, every one of the thousand operators of a training step waits for it (measured: steps took 2.5 times as long).
+    Both methods give the same for the same arguments at any time, so that another process can do them again.
+    """
+
+    def __init__(self, recipe: PretrainRecipe, stream: StreamFrom, photometric: bool) -> None:
+        self._recipe = recipe
+        self._stream_from = stream
+        self._photometric = photometric
+        self._stream: Iterator[Samples] = iter(())
+        self._next_step = -1
+
+    def read(self, step: int) -> list[Samples] | Samples:
+        """The samples of a step, slot by slot; steps are read in order, unless something was lost on the way."""
+        if step != self._next_step:
+            self._stream = iter(self._stream_from(step))
+        samples = next(self._stream)
+        self._next_step = step + 1
+        size = self._recipe.training.slot_batch
+        slots = [samples.part(start, start + size) for start in range(0, len(samples.ids), size)]
+        return slots if len(slots) > 1 else slots[0]  # Ray takes a list apart only where there are several
+
+    def prepare(self, step: int, slot: int, samples: Samples) -> SlotInput:
+        """One slot, ready but for the device."""
+        return prepare_slot(self._recipe, step, slot, samples, photometric=self._photometric)
+
+
+@dataclass(frozen=True, slots=True)
+class _Underway:
+    """A slot that is being made."""
+
+    samples: Any
+    """Ray's references, to the samples and to the slot that is made of them."""
+    slot: Any
+
+
+class Feed:
+    """The steps of one worker, made ahead of their use by ``Feeder`` processes; needs Ray.
+
+    A process that dies (its node, its memory, a decoder that aborts) is replaced and its work done again, a few times.
+
+    Args:
+        recipe: Of the run.
+        plan: Slots over workers.
+        rank: The worker.
+        first_step: The first step to make.
+        stream: Samples from a step on.
+        photometric: Whether colours change here; otherwise ``slot_batch`` does it on the worker's device.
     """
 
     def __init__(
@@ -120,41 +188,115 @@ class Feeder:
         plan: SlotPlan,
         rank: int,
         first_step: int,
-        stream: Callable[[], Iterable[Samples]],
+        stream: StreamFrom,
+        *,
+        photometric: bool = True,
     ) -> None:
-        self._inputs = (
-            prepare_step(recipe, plan, rank, step, samples) for step, samples in enumerate(stream(), first_step)
-        )
+        self._recipe = recipe
+        self._stream = stream
+        self._photometric = photometric
+        self._slots = plan.slots_of(rank)
+        self._begin(first_step)
 
-    def next(self) -> StepInput | None:
-        """The next step, or None after the last."""
-        return next(self._inputs, None)
+    def _begin(self, step: int) -> None:
+        """Start processes that go on at a step."""
+        import ray
 
+        make = ray.remote(**_placement(self._recipe))(Feeder).remote
+        processes = self._recipe.streaming.crop_processes
+        # The first one also reads: most of that is waiting.
+        self._feeders = [make(self._recipe, self._stream, self._photometric) for _ in range(processes)]
+        self._steps = iter(range(step, self._recipe.training.steps))
+        self._ahead: deque[tuple[int, list[_Underway]]] = deque()
+        for _ in range(_STEPS_AHEAD):
+            self._begin_next()
 
-def feed(
-    recipe: PretrainRecipe, plan: SlotPlan, rank: int, first_step: int, stream: Callable[[], Iterable[Samples]]
-) -> Generator[StepInput]:
-    """Prepared steps from ``first_step`` on, made ahead of their use by a ``Feeder`` on the same node; needs Ray.
+    def ready(self, timeout_s: float) -> bool:
+        """Whether the next step can be taken at once, after waiting up to ``timeout_s`` for it."""
+        import ray
 
-    Raises:
-        HeliostatError: what went wrong in the stream, as the worker's own error.
-    """
-    import ray
-    from ray.exceptions import RayTaskError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        slots = [underway.slot for underway in self._ahead[0][1]]
+        done, _ = ray.wait(slots, num_returns=len(slots), timeout=timeout_s, fetch_local=False)
+        return len(done) == len(slots)
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    feeder = ray.remote(num_cpus=0, scheduling_strategy=here)(Feeder).remote(recipe, plan, rank, first_step, stream)
-    ahead = deque(feeder.next.remote() for _ in range(_STEPS_AHEAD))
-    try:
-        while True:
+    def take(self) -> StepInput:
+        """The next step; waits for it.
+
+        Raises:
+            HeliostatError: what went wrong in the stream, as the worker's own error.
+            DecoderCrashedError: the process that decodes died again and again over the same slot.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            step, underway = self._ahead[0]
             try:
-                prepared: StepInput | None = ray.get(ahead.popleft())
+                slots = ray.get([each.slot for each in underway])
             except RayTaskError as error:
                 raise error.cause from None
-            if prepared is None:
-                return
-            ahead.append(feeder.next.remote())
-            yield prepared
-    finally:
-        ray.kill(feeder)
+            except RayError as error:  # a process died, or its node with what it had made
+                if attempt == _ATTEMPTS:
+                    raise self._crashed(step, underway) from error
+                self.close()
+                self._begin(step)
+            else:
+                break
+        self._ahead.popleft()
+        self._begin_next()
+        return StepInput(step, slots)
+
+    def close(self) -> None:
+        """End the processes."""
+        import ray
+
+        for feeder in self._feeders:
+            ray.kill(feeder)
+
+    def _begin_next(self) -> None:
+        step = next(self._steps, None)
+        if step is None:
+            return
+        read = self._feeders[0].read.options(num_returns=len(self._slots)).remote(step)
+        parts = read if len(self._slots) > 1 else [read]
+        count = len(self._feeders)
+        makers = [self._feeders[(step * len(self._slots) + turn) % count] for turn in range(len(self._slots))]
+        self._ahead.append(
+            (
+                step,
+                [
+                    _Underway(samples, maker.prepare.remote(step, slot, samples))
+                    for maker, slot, samples in zip(makers, self._slots, parts, strict=True)
+                ],
+            )
+        )
+
+    def _crashed(self, step: int, underway: list[_Underway]) -> DecoderCrashedError:
+        """Names the images of the first slot that could not be made."""
+        import ray
+        from ray.exceptions import RayError
+
+        ids: list[str] = []
+        for each in underway:
+            try:
+                ray.get(each.slot, timeout=_LAST_WORDS_S)
+            except RayError:
+                with suppress(RayError):
+                    ids = ray.get(each.samples, timeout=_LAST_WORDS_S).ids
+                break
+        return DecoderCrashedError(
+            f"the process that decodes died {_ATTEMPTS} times over step {step}, in a slot with the images "
+            f"{', '.join(name[:16] for name in ids) or '(lost with it)'}",
+            "Look for the kernel's out-of-memory messages; ingest the dataset without the image that kills its decoder",
+        )
+
+
+def _placement(recipe: PretrainRecipe) -> dict[str, Any]:
+    """Where feeders run."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if recipe.streaming.crops_on == "pool":
+        return {"num_cpus": 1, "resources": {recipe.streaming.pool_resource: 1}}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "scheduling_strategy": here}

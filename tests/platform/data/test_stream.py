@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,18 +18,25 @@ from hypothesis import strategies as st
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from heliostat.data.executor_pause import PauseBetweenTurns
-from heliostat.data.manifest import DatasetManifest, Shard
-from heliostat.data.order import SampleOrder
+from heliostat.data.manifest import (
+    DatasetManifest,
+    Provenance,
+    Shard,
+    dataset_store,
+    load_manifest,
+    write_manifest,
+)
+from heliostat.data.samples import PinnedDataset, Samples, SampleSource, WorkerShare
 from heliostat.data.shards import SCHEMA, upload_shard, write_shard
 from heliostat.data.slots import SlotPlan
-from heliostat.data.stream import Samples, SampleSource, WorkerShare, stream_samples
-from heliostat.errors import CorruptShardError
-from heliostat.storage import open_store
+from heliostat.data.stream import CHUNK_BYTES, CHUNK_SAMPLES, plan_chunks, stream_samples
+from heliostat.errors import CorruptShardError, DatasetNotFoundError
+from heliostat.storage import Store, open_store
 
 SHARDS = ((5, 7, 3), (6, 4))
 """Rows of the row groups of each shard."""
 ROWS = sum(map(sum, SHARDS))
-SLOTS, SLOT_BATCH = 4, 3
+SLOTS, SLOT_BATCH = 5, 3
 GLOBAL_BATCH = SLOTS * SLOT_BATCH
 
 
@@ -48,19 +58,31 @@ def table(first: int, rows: int) -> pa.Table:
     )
 
 
-def write_source(folder: Path) -> SampleSource:
-    store = open_store(str(folder / "store"))
+def write_dataset(root: Store, name: str, folder: Path, first: int) -> PinnedDataset:
+    """Shards of generated rows, published."""
+    store = dataset_store(root, name)
     shards: list[Shard] = []
-    first = 0
     for groups in SHARDS:
         starts = [first + sum(groups[:group]) for group in range(len(groups))]
         path = folder / "local.parquet"
         shards.append(write_shard(path, [table(start, rows) for start, rows in zip(starts, groups, strict=True)]))
         upload_shard(store, shards[-1], path)
         first += sum(groups)
-    manifest = DatasetManifest(name="d", shards=tuple(shards))
-    group_rows = tuple(rows for groups in SHARDS for rows in groups)
-    return SampleSource(store, manifest, SampleOrder(manifest.sha256, 3, group_rows, window_groups=2))
+    provenance = Provenance(
+        source="generated", created_utc="", heliostat_version="", parent_sha256=None, images_added=1, duplicates=0
+    )
+    return PinnedDataset(name, write_manifest(root, DatasetManifest(name=name, shards=tuple(shards)), provenance))
+
+
+def write_source(folder: Path, first: int = 0) -> SampleSource:
+    """A mix: the first dataset holds rows 0 to 24, the second rows 100 to 124; or as many from ``first`` on.
+
+    What a process has read it knows by its hash: what is to come from storage must be new to it.
+    """
+    root = open_store(str(folder / "root"))
+    photos = replace(write_dataset(root, "photos", folder, first), share=3)
+    drawings = write_dataset(root, "drawings", folder, first + 100)
+    return SampleSource(root, (photos, drawings), seed=3, window_groups=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +98,21 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def corrupt(source: SampleSource, group: int) -> None:
-    """Flip one byte in the middle of a row group of the last shard."""
-    shard = source.manifest.shards[-1]
-    data = bytearray(source.store.get(shard.key))
+def corrupt(source: SampleSource, group: int) -> str:
+    """Flip one byte in the middle of a row group of the first dataset's last shard; the shard's key."""
+    pinned = source.datasets[0]
+    shard = load_manifest(source.root, pinned.name, pinned.manifest_sha256).shards[-1]
+    store = dataset_store(source.root, pinned.name)
+    data = bytearray(store.get(shard.key))
     data[(shard.row_groups[group].offset + shard.row_groups[group].end) // 2] ^= 1
-    source.store.put(shard.key, bytes(data))
+    store.put(shard.key, bytes(data))
+    return shard.key
+
+
+def row_at(source: SampleSource, position: int) -> int:
+    """The generated row at a position of the run."""
+    datasets, rows = source.order.span(position, 1)
+    return 100 * int(datasets[0]) + int(rows[0])
 
 
 # Without Ray
@@ -89,7 +120,7 @@ def corrupt(source: SampleSource, group: int) -> None:
 
 @given(positions=st.lists(st.integers(0, 6 * ROWS), min_size=1, max_size=60))
 def test_read__brings_exactly_the_rows_asked_for_in_that_order(source: SampleSource, positions: list[int]) -> None:
-    rows = [int(source.order.positions(position, 1)[0]) for position in positions]
+    rows = [row_at(source, position) for position in positions]
     found = source.read(positions)
     assert found["position"].to_pylist() == positions
     assert found["id"].to_pylist() == [name_of(row) for row in rows]
@@ -97,22 +128,49 @@ def test_read__brings_exactly_the_rows_asked_for_in_that_order(source: SampleSou
 
 
 def test_read__a_flipped_byte_is_a_corrupt_shard(tmp_path: Path) -> None:
-    source = write_source(tmp_path)
-    corrupt(source, group=1)
-    with pytest.raises(CorruptShardError, match="row group 1 of shards/part-"):
-        source.read(list(range(ROWS)))
+    source = write_source(tmp_path, first=1000)
+    key = corrupt(source, group=1)
+    with pytest.raises(CorruptShardError, match=re.escape(key)):
+        source.read(list(range(4 * ROWS)))
 
 
 def test_read__sources_of_other_stores_and_manifests_are_not_mixed_up(source: SampleSource, tmp_path: Path) -> None:
-    other = write_source(tmp_path)
-    smaller = SampleSource(
-        source.store,
-        DatasetManifest(name="d", shards=source.manifest.shards[1:]),
-        SampleOrder("1" * 64, 3, SHARDS[1]),
-    )
-    assert len({source, other, smaller}) == 3
+    photos, drawings = source.datasets
+    alone = SampleSource(source.root, (drawings,), seed=3, window_groups=2)
     source.read(list(range(ROWS)))
-    assert set(smaller.read(list(range(10)))["id"].to_pylist()) == {name_of(row) for row in range(15, 25)}
+    assert set(alone.read(list(range(ROWS)))["id"].to_pylist()) == {name_of(row) for row in range(100, 100 + ROWS)}
+    with pytest.raises(DatasetNotFoundError):
+        SampleSource(open_store(str(tmp_path)), (photos,), seed=3, window_groups=2).read([0])
+
+
+def test_read__says_what_it_cost(tmp_path: Path) -> None:
+    found = write_source(tmp_path, first=2000).read(list(range(4 * ROWS)))
+    read, used = sum(found["bytes_read"].to_pylist()), len(b"".join(found["image"].to_pylist()))
+    assert used * 0.2 < read < used * 2  # each row group once, at most; most images four times in two epochs
+
+
+@given(
+    slots=st.integers(1, 64),
+    world_size=st.integers(1, 64),
+    slot_batch=st.integers(1, 300),
+    image_bytes=st.floats(1, 1e9),
+    window_rows=st.integers(1, 10**5),
+    first_step=st.integers(0, 1000),
+    steps=st.integers(1, 2000),
+)
+def test_plan_chunks__covers_every_step_once_within_its_bounds(
+    slots: int, world_size: int, slot_batch: int, image_bytes: float, window_rows: int, first_step: int, steps: int
+) -> None:
+    share = WorkerShare(SlotPlan(slots, min(slots, world_size)), 0, slot_batch)
+    plan = plan_chunks(share, image_bytes, window_rows, first_step, first_step + steps)
+    covered = [step for chunk in range(plan.chunks) for step in plan.steps(chunk)]
+    assert covered == list(range(first_step, first_step + steps))
+    if plan.steps_per_chunk > 1:
+        assert plan.steps_per_chunk * share.samples_per_step <= CHUNK_SAMPLES
+        assert plan.steps_per_chunk * share.samples_per_step * image_bytes <= CHUNK_BYTES
+    # The direct part covers a window of the run, and no more than a chunk besides.
+    direct = plan.direct * plan.steps_per_chunk * share.global_batch
+    assert window_rows <= direct < window_rows + (plan.steps_per_chunk + 1) * share.global_batch
 
 
 @given(slots=st.integers(1, 20), slot_batch=st.integers(1, 5), step=st.integers(0, 10**6), data=st.data())
@@ -138,8 +196,9 @@ def test_stream_samples__of_a_finished_run_is_empty(source: SampleSource) -> Non
 
 # Through Ray Data
 
-STEPS = 100
-"""Several chunks for every worker below."""
+STEPS = 150
+"""Several chunks for every worker below, also after those that are read directly."""
+TEST_PROCESS = os.getpid()
 
 
 def through_ray(test: Callable[..., None]) -> Callable[..., None]:
@@ -157,7 +216,7 @@ def streamed(source: SampleSource, world_size: int, first_step: int = 0) -> list
 
 
 @through_ray
-@pytest.mark.parametrize(("world_size", "first_step"), [(1, 0), (3, 0), (1, 61)])
+@pytest.mark.parametrize(("world_size", "first_step"), [(1, 0), (3, 0), (5, 30), (1, 61)])
 def test_stream_samples__workers_together_get_every_step_in_the_order_of_the_run(
     source: SampleSource, local_ray: None, world_size: int, first_step: int
 ) -> None:
@@ -172,37 +231,72 @@ def test_stream_samples__workers_together_get_every_step_in_the_order_of_the_run
             for part in parts
             for position, name, data in zip(part.positions, part.ids, part.images, strict=True)
         )
-        rows = source.order.step(step, GLOBAL_BATCH).tolist()
-        assert found == [(position, name_of(row), image(row)) for position, row in enumerate(rows, step * GLOBAL_BATCH)]
+        first = step * GLOBAL_BATCH
+        rows = [row_at(source, position) for position in range(first, first + GLOBAL_BATCH)]
+        assert found == [(position, name_of(row), image(row)) for position, row in enumerate(rows, first)]
 
 
 @through_ray
 def test_stream_samples__a_late_chunk_is_waited_for(source: SampleSource, local_ray: None, tmp_path: Path) -> None:
-    class LateStart(SampleSource):
-        """The first chunk is read after the second."""
+    share = WorkerShare(SlotPlan(SLOTS, 1), 0, SLOT_BATCH)
+    plan = plan_chunks(share, source.image_bytes, source.order.window_rows, 0, STEPS)
+    late, later = (plan.steps(chunk)[0] * GLOBAL_BATCH for chunk in (plan.direct, plan.direct + 1))
 
-        def read(self, positions: list[int]) -> pa.Table:
+    class LateStart(SampleSource):
+        """The first chunk that Ray Data brings is read after its second."""
+
+        def read(self, positions: Sequence[int]) -> pa.Table:
             deadline = time.monotonic() + 20
-            while 0 in positions and not (tmp_path / "second").exists() and time.monotonic() < deadline:
+            while late in positions and not (tmp_path / "second").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             table = super().read(positions)
-            (tmp_path / "second").touch()
-            time.sleep(0.5 if 0 in positions else 0)  # until the second has got through Ray
+            if later in positions:
+                (tmp_path / "second").touch()
+            time.sleep(0.5 if late in positions else 0)  # until the second has got through Ray
             return table
 
-    (steps,) = streamed(LateStart(source.store, source.manifest, source.order), world_size=1)
+    (steps,) = streamed(LateStart(source.root, source.datasets, source.seed, source.window_groups), world_size=1)
     assert [position for samples in steps for position in samples.positions] == list(range(STEPS * GLOBAL_BATCH))
+    assert (tmp_path / "second").exists()
 
 
 @through_ray
-def test_stream_samples__a_corrupt_row_group_is_the_users_error_not_rays(tmp_path: Path, local_ray: None) -> None:
-    source = write_source(tmp_path)
-    corrupt(source, group=0)
+@pytest.mark.parametrize("direct", [True, False])
+def test_stream_samples__an_error_is_the_users_not_rays(source: SampleSource, local_ray: None, direct: bool) -> None:
+    class Broken(SampleSource):
+        """Everything that is read directly, or everything later, is corrupt."""
+
+        def read(self, positions: Sequence[int]) -> pa.Table:
+            if direct == (os.getpid() == TEST_PROCESS):
+                raise CorruptShardError("row group 0 of shards/part-0 does not have its hash", "Restore the object")
+            return super().read(positions)
+
     with pytest.raises(CorruptShardError) as caught:
-        streamed(source, world_size=1)
-    shard = source.manifest.shards[-1].key
-    assert str(caught.value).startswith(f"HS-DATA-005: row group 0 of {shard} under ")
-    assert "Restore the object from a backup" in caught.value.next_step
+        streamed(Broken(source.root, source.datasets, source.seed, source.window_groups), world_size=1)
+    assert str(caught.value) == (
+        "HS-DATA-005: row group 0 of shards/part-0 does not have its hash. Restore the object."
+    )
+
+
+@through_ray
+def test_stream_samples__the_first_batch_does_not_wait_for_ray_data(source: SampleSource, local_ray: None) -> None:
+    class NothingThroughRay(SampleSource):
+        """Tasks hang."""
+
+        def read(self, positions: Sequence[int]) -> pa.Table:
+            while os.getpid() != TEST_PROCESS and not released.exists():
+                time.sleep(0.05)
+            return super().read(positions)
+
+    released = Path(tempfile.mkdtemp()) / "released"
+    share = WorkerShare(SlotPlan(SLOTS, 1), 0, SLOT_BATCH)
+    slow = NothingThroughRay(source.root, source.datasets, source.seed, source.window_groups)
+    steps = stream_samples(slow, share, 0, STEPS)
+    plan = plan_chunks(share, source.image_bytes, source.order.window_rows, 0, STEPS)
+    for step in range(plan.direct * plan.steps_per_chunk):
+        assert next(steps).positions == share.positions(step)
+    released.touch()
+    assert len(list(steps)) == STEPS - plan.direct * plan.steps_per_chunk
 
 
 def test_pause__is_called_in_every_turn_of_rays_executor(local_ray: None) -> None:

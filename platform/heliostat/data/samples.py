@@ -1,0 +1,153 @@
+"""The samples of a run by position: which rows they are is arithmetic, their bytes come from verified shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from heliostat.data.cache import ShardCache
+from heliostat.data.manifest import load_manifest
+from heliostat.data.mix import RunOrder
+from heliostat.data.order import SampleOrder
+from heliostat.data.reading import RowReader
+from heliostat.data.slots import SlotPlan
+from heliostat.storage import Store
+from heliostat.storage.retries import retry_counts
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples in the order of the run; the lists have one entry per sample."""
+
+    positions: list[int]
+    ids: list[str]
+    images: list[bytes]
+    bytes_read: int = 0
+    """What storage gave since the last samples of this stream, to bring these."""
+    retries: int = 0
+    """Requests that had to be repeated for it."""
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """Samples ``start`` to ``stop``; what was read counts for the first ones."""
+        cut = slice(start, stop)
+        costs = (0, 0) if start else (self.bytes_read, self.retries)
+        return Samples(self.positions[cut], self.ids[cut], self.images[cut], *costs)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedDataset:
+    """A dataset of a run, as it was when the run was created."""
+
+    name: str
+    manifest_sha256: str
+    share: int = 1
+    """Of the run's samples, a whole number in the ratio of the weights."""
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """The pinned datasets of a run and the order in which it reads them.
+
+    Small enough to be sent with every task: each process opens the datasets once.
+    """
+
+    root: Store
+    datasets: tuple[PinnedDataset, ...]
+    seed: int
+    window_groups: int
+    cache: ShardCache | None = None
+
+    @property
+    def order(self) -> RunOrder:
+        """Which row of which dataset is where in the run."""
+        return _opened(self).order
+
+    @property
+    def image_bytes(self) -> float:
+        """Mean size of a sample in storage, in bytes."""
+        return _opened(self).image_bytes
+
+    def read(self, positions: Sequence[int]) -> pa.Table:
+        """Rows ``id``, ``image``, ``position``, ``bytes_read``, ``retries`` at positions of the run, in that order.
+
+        What the call has cost stands in the first row's ``bytes_read`` and ``retries``.
+
+        Raises:
+            CorruptShardError: an image is not the one that was ingested.
+            StorageError: the store did not answer in time.
+        """
+        opened = _opened(self)
+        datasets, rows = opened.order.at(positions)
+        before = opened.costs()
+        parts: list[pa.Table] = []
+        places = []
+        for dataset, reader in enumerate(opened.readers):
+            here = np.flatnonzero(datasets == dataset)
+            if len(here):
+                parts.append(reader.read(rows[here].tolist()).select(["id", "image"]))
+                places.append(here)
+        table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
+        table = table.append_column("position", pa.array(positions, pa.int64()))
+        for name, count in opened.costs().items():
+            cost = [count - before[name]] + [0] * (len(positions) - 1)
+            table = table.append_column(name, pa.array(cost, pa.int64()))
+        return table
+
+
+class _Opened:
+    """What a process needs to read a source."""
+
+    def __init__(self, source: SampleSource) -> None:
+        manifests = [load_manifest(source.root, each.name, each.manifest_sha256) for each in source.datasets]
+        shares = tuple(each.share for each in source.datasets)
+        orders = tuple(
+            SampleOrder(each.manifest_sha256, source.seed, manifest.group_rows, source.window_groups)
+            for each, manifest in zip(source.datasets, manifests, strict=True)
+        )
+        self.order = RunOrder(orders, shares)
+        self.readers = [RowReader(source.root, manifest, source.cache) for manifest in manifests]
+        means = [manifest.size_bytes / manifest.rows for manifest in manifests]
+        self.image_bytes = float(np.average(means, weights=shares))
+
+    def costs(self) -> dict[str, int]:
+        """What all reading in this process has cost so far."""
+        stats = [reader.stats for reader in self.readers]
+        return {
+            "bytes_read": sum(each.bytes_read for each in stats),
+            "retries": sum(each.repeated_reads for each in stats) + sum(retry_counts().values()),
+        }
+
+
+@lru_cache(maxsize=4)
+def _opened(source: SampleSource) -> _Opened:
+    return _Opened(source)
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """Which positions one worker consumes in which step."""
+
+    slots: SlotPlan
+    rank: int
+    slot_batch: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that the worker consumes in a step."""
+        return len(self.slots.slots_of(self.rank)) * self.slot_batch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all workers consume in a step."""
+        return self.slots.slots * self.slot_batch
+
+    def positions(self, step: int) -> list[int]:
+        """Positions of the worker's samples of a step: its slots in order."""
+        start = step * self.global_batch
+        return [
+            start + slot * self.slot_batch + index
+            for slot in self.slots.slots_of(self.rank)
+            for index in range(self.slot_batch)
+        ]
