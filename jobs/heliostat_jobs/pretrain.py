@@ -68,16 +68,21 @@ def cpus_needed(recipe: PretrainRecipe) -> int:
 
 
 def _check_pool(recipe: PretrainRecipe) -> None:
+    """Ray would wait for ever for nodes that nobody starts."""
     import ray
 
     streaming, wanted = recipe.streaming, recipe.scaling.workers * recipe.streaming.crop_processes
-    found = int(ray.cluster_resources().get(streaming.pool_resource, 0))
-    if streaming.crops_on == "pool" and found < wanted:  # Ray would wait for them for ever
+    found = sum(
+        min(node["Resources"].get(streaming.pool_resource, 0), node["Resources"].get("CPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    if streaming.crops_on == "pool" and found < wanted:
         raise NoDataPoolError(
-            f"{wanted} processes are to make crops on a pool of nodes, but this Ray has {found} units of "
-            f"{streaming.pool_resource!r}",
-            f"Start nodes with ray start --resources '{{\"{streaming.pool_resource}\": {wanted}}}', or set "
-            "streaming.crops_on to trainer",
+            f"{wanted} processes are to make crops on a pool of nodes, and the nodes of this Ray offer {found:g} pairs "
+            f"of a CPU and a unit of {streaming.pool_resource!r}; the Ray of `heliostat run` has none",
+            f"Set streaming.crops_on to trainer, or start nodes of a cluster with "
+            f"ray start --resources '{{\"{streaming.pool_resource}\": {wanted}}}'",
         )
 
 

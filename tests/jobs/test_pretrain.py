@@ -114,13 +114,28 @@ def test_run__killed_midway_and_resumed_with_other_workers_equals_one_plain_proc
 
 
 @pytest.mark.s3
-def test_run__on_an_object_store_and_its_evaluation(tmp_path: Path, images: Path, s3_root: str) -> None:
-    recipe = write_recipe(tmp_path / "tiny.yaml", s3_root, steps=4)
+def test_run__a_mix_on_an_object_store_and_its_evaluation(tmp_path: Path, images: Path, s3_root: str) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", s3_root, steps=8)
     heliostat("dataset", "ingest", str(images), f"{s3_root}/tiny")
-    heliostat("run", str(recipe), "--set", "scaling.workers=2")
+    heliostat("dataset", "ingest", str(images / "class-1"), f"{s3_root}/few")
+    settings = [
+        "scaling.workers=2",
+        "dataset.name=null",
+        "dataset.mix=[tiny=0.7, few=0.3]",
+        "streaming.crop_processes=2",
+        f"streaming.cache_dir={tmp_path / 'cache'}",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    refused = heliostat("run", str(recipe), *overrides, "--set", "streaming.crops_on=pool", expect=1)
+    assert refused["error"]["code"] == "HS-DATA-010"  # the embedded Ray has no pool of CPU nodes
+
+    heliostat("run", str(recipe), *overrides)
     root = open_store(s3_root)
     assert_run_equals_plain_training(root, "tiny")
     assert not list(tmp_path.rglob("*.safetensors"))
+    assert list((tmp_path / "cache").glob("*.group"))
+    last = merged_curve(read_metrics(run_store(root, "tiny")))[-1].values
+    assert {"data_bytes_read", "data_bytes_used", "data_retries"} <= set(last)
 
     evaluation = tmp_path / "evaluate.yaml"
     evaluation.write_text(f"kind: evaluate\nname: knn\nroot: {s3_root}\nrun: tiny\nbank: tiny\nqueries: tiny\n")

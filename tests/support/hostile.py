@@ -58,6 +58,25 @@ def claiming(jpeg: bytes, width: int, height: int) -> bytes:
     return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
 
 
+def lossless_jpeg(width: int, height: int) -> bytes:
+    """A whole JPEG of process SOF3 in RGB, all of one colour: libjpeg-turbo decodes it, and crashes on shrinking it.
+
+    Source: ITU T.81, annex H and B.2: one Huffman code (0: no difference), predictor 1, so a bit for every sample.
+    """
+    frame = struct.pack(">BHHB", 8, height, width, 3) + b"".join(bytes([name, 0x11, 0]) for name in b"RGB")
+    table = bytes([0, 1, *bytes(15), 0])
+    scan = b"\3" + b"".join(bytes([name, 0]) for name in b"RGB") + bytes([1, 0, 0])
+    segments = ((0xC3, frame), (0xC4, table), (0xDA, scan))
+    header = b"".join(bytes([0xFF, kind]) + struct.pack(">H", len(body) + 2) + body for kind, body in segments)
+    return b"\xff\xd8" + header + bytes(3 * width * height // 8) + b"\xff\xd9"
+
+
+def of_process(jpeg: bytes, process: int) -> bytes:
+    """A baseline JPEG that says it is coded by another process: 9 for SOF9."""
+    at = jpeg.index(b"\xff\xc0")
+    return jpeg[:at] + bytes([0xFF, 0xC0 + process]) + jpeg[at + 2 :]
+
+
 def scan_bomb(scans: int) -> bytes:
     """A progressive JPEG whose last scan comes again and again."""
     whole = encode(PHOTO, "JPEG", progressive=True)
@@ -178,7 +197,16 @@ def _unusual(jpeg: bytes) -> Iterator[Hostile]:
     yield Hostile("animated.png", encode(PHOTO, "PNG", **frames), "animated")
     yield Hostile("animated.webp", encode(PHOTO, "WEBP", **frames), "animated")
     yield Hostile("several.jpg", encode(PHOTO, "MPO", **frames), None)
+    yield Hostile("lossless.jpg", lossless_jpeg(2048, 2048), "unsupported-format")
+    yield Hostile("lossless-after-filler.jpg", _filled(lossless_jpeg(512, 512)), "unsupported-format")
+    for process in (5, 9, 10, 11):
+        yield Hostile(f"process-{process}.jpg", of_process(jpeg, process), "unsupported-format")
     yield Hostile("grey.jpg", encode(PHOTO.convert("L"), "JPEG"), None)
+
+
+def _filled(jpeg: bytes) -> bytes:
+    """Bytes that are no segment before the first one, among them a baseline frame that libjpeg does not see."""
+    return jpeg[:2] + b"\xff\xfe\0\x06\xff\xc0\0\x08" + b"no segment\xff\0\xff\xff" + jpeg[2:]
 
 
 def _foreign() -> Iterator[Hostile]:

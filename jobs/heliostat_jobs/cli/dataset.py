@@ -59,12 +59,20 @@ def ingest(
     ] = False,
     max_quarantined_share: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Stop when more than this share of the items is refused."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Stop when more than this share of the items checked so far is refused, judged from the 1,000th item "
+            "on: smaller sources are never stopped.",
+        ),
     ] = 0.5,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Check images and store each once. Broken ones are listed in the quarantine, with the reason.
+
+    An image in folders of different labels has no label; if the copies are some 250,000 items apart, that of the first.
 
     The same command started again goes on where one that was stopped or killed was.
     """

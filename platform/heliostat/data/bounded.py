@@ -3,7 +3,13 @@
 A codec written in C that meets hostile bytes may crash, hang or ask for all the memory there is. Here that ends a child
 process: it is started again, and the image, after a second try, is rejected like any other that cannot be used. The
 child has bounded memory and CPU time, writes no files, and none of its parent's environment but what Python needs.
-Bytes go through pipes as frames with a length (``decoder_child.py``); nothing is ever unpickled.
+Bytes go through pipes as frames with a length (``decoder_child.py``); nothing is ever unpickled, and an answer that
+cannot be true (no size within the limits, no known format) counts as a crash.
+
+What this does not contain is a codec that is taken over rather than felled. The child runs as the same user: it may
+read that user's files, signal its other processes, this one among them, start further ones and use the network. It may
+also lie within the limits: a false size, or another image from ``resize``, of which only the first bytes are looked at.
+Against that a deployment needs a container or a user of its own, without network, around the ingest.
 """
 
 import json
@@ -19,6 +25,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Self, TypeVar
 
+from heliostat.data.codecs import KNOWN_FORMATS, format_of
 from heliostat.data.decoder_child import DONE, FRAME, OUT_OF_MEMORY_STATUS, READY, REJECTED, Bounds
 from heliostat.data.images import DEFAULT_LIMITS, ImageInfo, ImageLimits, too_many_bytes
 from heliostat.data.rejection import Reason, rejected
@@ -36,6 +43,7 @@ _WALL_PER_CPU_SECOND = 4.0
 """A busy machine is no slow image: the child's CPU time is what counts, and the clock only if it sleeps."""
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR")
 _READ_BYTES = 2**20
+_FACT_CHARACTERS = 1000
 
 _Answer = TypeVar("_Answer")
 
@@ -73,7 +81,7 @@ class BoundedDecoder:
                 up its memory or its time.
             DecoderNotStartedError: no child process can be started, which says nothing about the image.
         """
-        return self._ask(0, data, _info)
+        return self._ask(0, data, self._info)
 
     def resize(self, data: bytes, short_side_px: int) -> bytes:
         """As ``resizing.shrunken``, after ``images.inspect``.
@@ -83,7 +91,7 @@ class BoundedDecoder:
         """
         if short_side_px < 1:
             raise ValueError(f"an image cannot have a side of {short_side_px} px")
-        return self._ask(short_side_px, data, bytes)
+        return self._ask(short_side_px, data, _encoded)
 
     def close(self) -> None:
         """End the child process, if there is one; the next image starts another."""
@@ -98,6 +106,19 @@ class BoundedDecoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _info(self, answer: bytes) -> ImageInfo:
+        limits = self._bounds.limits
+        try:
+            info = ImageInfo(**json.loads(answer))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _nonsense() from error
+        sides = (info.width, info.height)
+        if not all(type(side) is int and 1 <= side <= limits.max_side_px for side in sides):
+            raise _nonsense()
+        if info.width * info.height > limits.max_pixels or info.format not in sorted(limits.formats):
+            raise _nonsense()
+        return info
 
     def _ask(self, short_side_px: int, data: bytes, parse: Callable[[bytes], _Answer]) -> _Answer:
         if len(data) > self._bounds.limits.max_bytes:  # not worth sending
@@ -166,8 +187,8 @@ class _Child:
             raise _nonsense()
         try:
             reason, fact = json.loads(answer)
-            error = rejected(Reason(reason), str(fact))
-        except (ValueError, TypeError) as broken:
+            error = rejected(Reason(reason), str(fact)[:_FACT_CHARACTERS])
+        except (ValueError, TypeError, RecursionError) as broken:
             raise _nonsense() from broken
         raise error
 
@@ -240,11 +261,10 @@ def _nonsense() -> _FailedError:
     return _FailedError(Reason.DECODER_CRASHED, "its decoder gave no sensible answer")
 
 
-def _info(answer: bytes) -> ImageInfo:
-    try:
-        return ImageInfo(**json.loads(answer))
-    except (ValueError, TypeError) as error:
-        raise _nonsense() from error
+def _encoded(answer: bytes) -> bytes:
+    if format_of(answer) not in KNOWN_FORMATS:
+        raise _nonsense()
+    return answer
 
 
 def _pipe(file: IO[bytes] | None) -> int:

@@ -64,7 +64,7 @@ def slot_crops(
     local = np.empty((config.local_count, images, config.local_px, config.local_px, 3), np.uint8)
     gram = None if gram_px is None else np.empty((GLOBAL_CROPS, images, gram_px, gram_px, 3), np.uint8)
     outputs = [*enumerate(whole), *enumerate(local, GLOBAL_CROPS), *enumerate(() if gram is None else gram)]
-    _fill(outputs, plans.boxes, headers, encoded)
+    cut_crops(outputs, plans.boxes, headers, encoded)
     crops = SlotCrops(
         global_crops=_crop_major(whole),
         local_crops=_crop_major(local),
@@ -85,7 +85,9 @@ Output = tuple[int, NDArray[np.uint8]]
 """A view, and where its crop of each image goes: (B, P, P, 3)."""
 
 
-def _fill(outputs: Sequence[Output], boxes: Boxes, headers: Sequence[ImageHeader], encoded: Sequence[bytes]) -> None:
+def cut_crops(
+    outputs: Sequence[Output], boxes: Boxes, headers: Sequence[ImageHeader], encoded: Sequence[bytes]
+) -> None:
     """Decode each image once, at a size that suffices for all of its crops, and cut them."""
     shrinks = _shrinks(outputs, boxes, headers)
     largest = max(

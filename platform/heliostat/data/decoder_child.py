@@ -99,13 +99,20 @@ def _give_up_rights(bounds: Bounds) -> None:
     used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     allowed = {resource.RLIMIT_AS: used_bytes + bounds.memory_bytes, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     for kind, limit in allowed.items():
+        limit = _at_most_inherited(kind, limit)
         resource.setrlimit(kind, (limit, limit))
 
 
 def _allow_cpu_time(cpu_s: float) -> None:
     """From now on; beyond it the kernel sends SIGXCPU, which ends the process even if its parent is gone."""
-    soft_s = math.ceil(time.process_time() + cpu_s)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft_s, resource.RLIM_INFINITY))
+    soft_s = _at_most_inherited(resource.RLIMIT_CPU, math.ceil(time.process_time() + cpu_s))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _at_most_inherited(kind: int, limit: int) -> int:
+    """Hard limits (``ulimit``, a batch system's) can only be lowered: asking for more is an error, not a wish."""
+    hard = resource.getrlimit(kind)[1]
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
 def _write(answers: BinaryIO, word: int, content: bytes) -> None:

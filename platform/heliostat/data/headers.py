@@ -50,6 +50,50 @@ def jpeg_scans(data: bytes) -> int:
     return scans
 
 
+_JPEG_PROCESSES = {0xC0: "baseline", 0xC1: "extended sequential", 0xC2: "progressive"}
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # tables, a reserved one, conditioning
+_STANDS_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+
+
+def jpeg_process(data: bytes) -> int | None:
+    """The start-of-frame marker of a JPEG (0xC0 for SOF0), which says how it is coded; ``None`` if it has none.
+
+    Bytes between segments are skipped as libjpeg does it: what is seen here is the frame that it decodes.
+    Source: ITU T.81, annex B.1 and table B.1.
+    """
+    at = 2
+    while found := _MARKER.search(data, at):
+        at, marker = found.end(), data[found.end() - 1]
+        if marker in _START_OF_FRAME:
+            return marker
+        if marker in (0xD9, 0xDA):
+            return None
+        if marker not in _STANDS_ALONE:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return None
+
+
+def is_common_jpeg(data: bytes) -> bool:
+    """Whether a JPEG is coded in one of the three ways that every decoder can read, whole and shrunk alike."""
+    return jpeg_process(data) in _JPEG_PROCESSES
+
+
+def check_jpeg_process(data: bytes) -> None:
+    """Refuse a JPEG of a rare kind: lossless ones crash a codec that shrinks, arithmetic coding is an option of builds.
+
+    One without any frame is left to its codec, which says what is wrong with it.
+
+    Raises:
+        RejectedImageError: it is of none of ``_JPEG_PROCESSES``.
+    """
+    process = jpeg_process(data)
+    if process is not None and process not in _JPEG_PROCESSES:
+        accepted = ", ".join(_JPEG_PROCESSES.values())
+        fact = f"the JPEG is coded by the process SOF{process - 0xC0}, accepted are {accepted} (SOF0 to SOF2)"
+        raise rejected(Reason.UNSUPPORTED_FORMAT, fact)
+
+
 def check_webp_is_whole(data: bytes) -> None:
     """Refuse a WebP file that is shorter than it says.
 

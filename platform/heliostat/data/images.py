@@ -1,16 +1,18 @@
 """Encoded images from anywhere: what is accepted.
 
 The codec is chosen by the first bytes of the data, never by a name, and only that codec ever sees them. What the header
-says is checked before a pixel is decoded, and the pixels are decoded by the function that training uses. Bytes after
-the end of an image (the film of a motion photo, a ZIP archive, HTML) are looked at by nobody and kept: an id is the
+says is checked before a pixel is decoded. The pixels are decoded by the function that training uses, whole and, where
+training may do so (``ImageHeader.shrinks``), at every smaller size, so that no codec path is new to an image later.
+JPEGs are baseline, extended sequential or progressive: lossless, hierarchical and arithmetic-coded ones are refused,
+because they crash some builds of libjpeg and are unknown to others, as to browsers. Bytes after the end of an image (the film of a motion photo, a ZIP archive, HTML) are looked at by nobody and kept: an id is the
 hash of a file as it was found. Whoever serves images to browsers should know that; training does not.
 """
 
 from dataclasses import dataclass
 
 from heliostat.data.codecs import DEFAULT_FORMATS, KNOWN_FORMATS, foreign_format, format_of
-from heliostat.data.decode import decode_rgb, read_header
-from heliostat.data.headers import Size, check_jpeg_scans, webp_size
+from heliostat.data.decode import SHRINKS, ImageHeader, decode_rgb, read_header
+from heliostat.data.headers import Size, check_jpeg_process, check_jpeg_scans, webp_size
 from heliostat.data.rejection import Reason as Reason
 from heliostat.data.rejection import rejected, undecodable
 from heliostat.errors import RejectedImageError
@@ -48,7 +50,7 @@ class ImageInfo:
 
 
 def inspect(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
-    """Decode an untrusted image once and throw the pixels away.
+    """Decode an untrusted image in every way that training may, and throw the pixels away.
 
     A codec with a hole can take the process down with it, or all of its memory: ``bounded.BoundedDecoder`` runs this
     where that costs one image.
@@ -65,6 +67,7 @@ def inspect(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
     _check_size(size, limits)
     try:
         height, width, _ = decode_rgb(data).shape
+        _check_shrunk(data, read_header(data))
     except RejectedImageError:
         raise
     except Exception as error:  # conversions to RGB of what no one foresaw
@@ -94,9 +97,18 @@ def _header_size(data: bytes, kind: str) -> Size:
     if kind == "WEBP":
         return webp_size(data)
     if kind == "JPEG":
+        check_jpeg_process(data)
         check_jpeg_scans(data)
     header = read_header(data)
     return Size(header.width, header.height)
+
+
+def _check_shrunk(data: bytes, header: ImageHeader) -> None:
+    for shrink in SHRINKS[1:] if header.shrinks else ():
+        height, width, _ = decode_rgb(data, shrink).shape
+        if (height, width) != (-(-header.height // shrink), -(-header.width // shrink)):
+            fact = f"1/{shrink} of {header.width} x {header.height} px is decoded as {width} x {height}"
+            raise rejected(Reason.UNDECODABLE, fact)
 
 
 def _check_size(size: Size, limits: ImageLimits) -> None:

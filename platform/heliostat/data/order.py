@@ -60,22 +60,22 @@ class SampleOrder:
     def stream_from(self, position: int) -> Iterator[Rows]:
         """Windows of rows, shapes (B,), from the ``position``-th sample of the run on, without end."""
         epoch, skip = divmod(position, self.rows)
+        sizes = np.diff(self.group_starts)
         while True:
-            for index, groups in enumerate(self._windows(epoch)):
-                size = sum(self.group_rows[group] for group in groups)
-                if skip < size:
-                    yield self._shuffled(epoch, index, groups)[skip:]
-                skip = max(0, skip - size)
-            epoch += 1
+            groups = _permuted_groups(len(sizes), self.seed, self._dataset, epoch)
+            ends = np.cumsum(sizes[groups])
+            first = int(np.searchsorted(ends, skip, side="right")) // self.window_groups
+            for window in range(first, -(-len(groups) // self.window_groups)):
+                start = window * self.window_groups
+                rows = self._shuffled(epoch, window, groups[start : start + self.window_groups])
+                before = int(ends[start - 1]) if start else 0
+                yield rows[max(0, skip - before) :]
+            epoch, skip = epoch + 1, 0
 
     def locate(self, row: int) -> tuple[int, int]:
         """(row group, row inside the group) of a row."""
         group = int(np.searchsorted(self.group_starts, row, side="right")) - 1
         return group, int(row - self.group_starts[group])
-
-    def _windows(self, epoch: int) -> list[Rows]:
-        groups = _permuted_groups(len(self.group_rows), self.seed, self._dataset, epoch)
-        return np.array_split(groups, range(self.window_groups, len(groups), self.window_groups))
 
     def _shuffled(self, epoch: int, window: int, groups: Rows) -> Rows:
         starts = self.group_starts

@@ -100,17 +100,21 @@ class RowReader:
         manifest: What to read.
         cache: Row groups on the local disk. If it is large enough for the dataset, row groups are always read whole:
             each byte then comes from the store once per machine.
+        alone: Whether the other rows of a row group will be asked of this reader too, and not of other processes.
     """
 
-    def __init__(self, root: Store, manifest: DatasetManifest, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self, root: Store, manifest: DatasetManifest, cache: ShardCache | None = None, *, alone: bool = True
+    ) -> None:
         self._root = root
         self._manifest = manifest
         self._cache = cache
+        self._alone = alone
         self._stats = ReadStats()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["RowReader"], tuple[Store, DatasetManifest, ShardCache | None]]:
-        return (RowReader, (self._root, self._manifest, self._cache))
+    def __reduce__(self) -> tuple[Callable[..., "RowReader"], tuple[Store, DatasetManifest, ShardCache | None]]:
+        return (partial(RowReader, alone=self._alone), (self._root, self._manifest, self._cache))
 
     @property
     def stats(self) -> ReadStats:
@@ -180,7 +184,7 @@ class RowReader:
             return [partial(group.cut, index, held)]
         spans = None
         if not self._keeps_all:
-            spans = plan_group(ranges, group.described, more_wanted=group.more_wanted)
+            spans = plan_group(ranges, group.described, more_wanted=group.more_wanted and self._alone)
         if spans is None:
             return [partial(self._read_whole, group, index)]
         return [partial(self._read_span, group, index, ranges, span) for span in spans]

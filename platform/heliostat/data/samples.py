@@ -58,6 +58,8 @@ class SampleSource:
     seed: int
     window_groups: int
     cache: ShardCache | None = None
+    workers: int = 1
+    """How many read the run's samples side by side; of what each reads, the others have another part."""
 
     @property
     def order(self) -> RunOrder:
@@ -107,7 +109,9 @@ class _Opened:
             for each, manifest in zip(source.datasets, manifests, strict=True)
         )
         self.order = RunOrder(orders, shares)
-        self.readers = [RowReader(source.root, manifest, source.cache) for manifest in manifests]
+        self.readers = [
+            RowReader(source.root, manifest, source.cache, alone=source.workers == 1) for manifest in manifests
+        ]
         means = [manifest.size_bytes / manifest.rows for manifest in manifests]
         self.image_bytes = float(np.average(means, weights=shares))
 

@@ -108,7 +108,8 @@ def write_selection(root: Store, name: str, parts: Sequence[Part], rows: pa.Tabl
     rows = rows.select(SELECTED_ROW.names).cast(SELECTED_ROW).sort_by([("part", "ascending"), ("row", "ascending")])
     groups = _selected_groups(rows, tables)
     sizes = np.array([tables[p].sizes[g] for p, g in zip(groups.part, groups.group, strict=True)])
-    held = np.array([np.diff(tables[p].starts)[g] for p, g in zip(groups.part, groups.group, strict=True)])
+    group_rows = [np.diff(table.starts) for table in tables]
+    held = np.array([group_rows[p][g] for p, g in zip(groups.part, groups.group, strict=True)])
     with tempfile.TemporaryDirectory(prefix="heliostat-selection-") as folder:
         path = Path(folder) / "rows.parquet"
         pq.write_table(rows, path, compression="zstd", row_group_size=_GROUP_ROWS)

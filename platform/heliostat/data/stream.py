@@ -127,6 +127,7 @@ def _through_ray(read: Callable[[int], pa.Table], plan: ChunkPlan, share: Worker
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [PauseBetweenTurns]
     context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # nobody reads what a thread in every task would measure each second
     context.print_on_execution_start = False
     # A consumer that waits for a checkpoint, or storage that is away, is no failure of the execution.
     context.execution_no_progress_timeout_s = -1

@@ -32,6 +32,10 @@ class EventType(StrEnum):
     DATA_READY = "data_ready", "The first batch of the attempt has arrived at the workers."
     DATA_STALLED = "data_stalled", "No images came for `waited_s` seconds before `step`; the run waits on."
     DATA_RESUMED = "data_resumed", "Images came again before `step`, after `waited_s` seconds."
+    FEEDER_REPLACED = (
+        "feeder_replaced",
+        "A process that reads and decodes for `worker` died (`cause`) before `step`, and another one does its work.",
+    )
     READS_AMPLIFIED = "reads_amplified", "Reading a selection costs `times` its own bytes; `advice` says what helps."
     CHECKPOINT_COMMITTED = "checkpoint_committed", "The checkpoint of `step` is in the commit log."
     CHECKPOINT_REJECTED = "checkpoint_rejected", "The checkpoint of `step` was not accepted; `reason` says why."

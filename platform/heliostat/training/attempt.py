@@ -27,6 +27,7 @@ from heliostat.data.selection import predict_selection
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import stream_samples
 from heliostat.errors import CorruptCheckpointError, HeliostatError, StorageError
+from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import StepResult, TrainingStep
 from heliostat.observe.events import EventType, EventWriter
@@ -65,12 +66,13 @@ def run_store(root: Store, name: str) -> Store:
     return root.sub(f"runs/{name}")
 
 
-def sample_source(recipe: PretrainRecipe, root: Store, manifests: Mapping[str, str]) -> SampleSource:
+def sample_source(recipe: PretrainRecipe, root: Store, manifests: Mapping[str, str], workers: int = 1) -> SampleSource:
     """The datasets of a run, by the hashes of the manifests that it has pinned."""
     streaming = recipe.streaming
     cache = ShardCache(Path(streaming.cache_dir), int(streaming.cache_gib * 2**30)) if streaming.cache_dir else None
     pinned = tuple(PinnedDataset(name, manifests[name], share) for name, share in recipe.dataset.shares.items())
-    return SampleSource(root.patient(streaming.patience_s), pinned, recipe.seed, recipe.dataset.window_groups, cache)
+    patient = root.patient(streaming.patience_s)
+    return SampleSource(patient, pinned, recipe.seed, recipe.dataset.window_groups, cache, workers)
 
 
 def _stream_from(source: SampleSource, share: WorkerShare, steps: int, first_step: int) -> Iterator[Samples]:
@@ -122,7 +124,7 @@ class AttemptWorker:
     def train(self) -> None:
         """From the newest good checkpoint to the last step."""
         first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
-        source = sample_source(self._recipe, self._spec.root, self._spec.manifests)
+        source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
         self._engine, self._training = self._new_training()
@@ -139,6 +141,8 @@ class AttemptWorker:
             with self._clock.phase("data_wait_s"):
                 self._wait_for_images(feed, step)
                 prepared = feed.take()
+            for cause in prepared.deaths:  # told by the worker that it happened to
+                self._events.emit(EventType.FEEDER_REPLACED, step=step, worker=self._rank, cause=cause)
             if step == first_step:
                 self._emit(EventType.DATA_READY, step=step)
             result = self._training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
@@ -156,8 +160,9 @@ class AttemptWorker:
 
     def _advise(self) -> None:
         """Say so if reading costs much more bytes than it uses."""
+        root = self._spec.root.patient(_STORE_PATIENCE_S)
         for name, sha256 in self._spec.manifests.items():
-            times = predict_selection(self._spec.root, load_manifest(self._spec.root, name, sha256))
+            times = predict_selection(root, load_manifest(root, name, sha256))
             if advice := read_advice(name, times):
                 _log.warning(advice)
                 self._emit(EventType.READS_AMPLIFIED, dataset=name, times=round(times, 1), advice=advice)
@@ -208,6 +213,7 @@ class AttemptWorker:
         return newest_good(self._store, self._log.read(), verify_bytes)
 
     def _checkpoint(self, done: int, ledger: SampleLedger) -> None:
+        self._wait_for_store()
         # Before the commit: what a resumed run does not compute again must not be missing from its curve.
         self._metrics.flush()
         manifest = save_state(
@@ -215,6 +221,19 @@ class AttemptWorker:
         )
         first_does(self._retire)
         self._emit(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
+
+    def _wait_for_store(self) -> None:
+        """Wait out an outage before a commit, which gives up earlier: others wait for it in collectives."""
+        deadline_s = time.monotonic() + self._recipe.streaming.patience_s
+        while not self._agreement.all_true(self._store_answers() or time.monotonic() > deadline_s):
+            time.sleep(_POLL_S)
+
+    def _store_answers(self) -> bool:
+        try:
+            self._store.patient(_POLL_S).exists(LOCK_KEY)
+        except StorageError:
+            return False
+        return True
 
     def _retire(self) -> None:
         try:

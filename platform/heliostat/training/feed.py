@@ -28,6 +28,16 @@ _STEPS_AHEAD = 2
 """What waits beside a worker is two steps of crops: per image 2 P² 3 bytes and its local crops, 0.53 MB by default."""
 _ATTEMPTS = 3
 _LAST_WORDS_S = 10.0
+_POLL_S = 60.0
+
+KEEP_MEMORY_ENV = {
+    # glibc gives large blocks back to the system at once and asks for them again in the next layer or image; page
+    # faults then cost more than small models compute.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment of processes that use the same large blocks again and again."""
 
 StreamFrom = Callable[[int], Iterable[Samples]]
 """Samples of each step from a step on."""
@@ -49,6 +59,27 @@ class SlotInput:
     drops: DropPlan | None
     jitters: tuple[RopeJitter | None, RopeJitter | None] | None
 
+    def __reduce__(self) -> tuple[Callable[..., "SlotInput"], tuple[Any, ...]]:
+        # Draws travel as arrays: torch pickles each of the fifty tensors of a slot as a file of its own, and reads it
+        # as one, for which a slot's crops could be made again in a third of the time.
+        drops: Any = self.drops and [[[each.numpy() for each in group] for group in block] for block in self.drops]
+        names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters")
+        whole = {name: getattr(self, name) for name in names}
+        return _received, (whole, self.masks.numpy(), drops)
+
+
+def _received(whole: dict[str, Any], masks: Any, drops: Any) -> SlotInput:
+    """A slot that came from another process: see ``SlotInput.__reduce__``."""
+    blocks = drops and [
+        (list(map(_writable, attention)), list(map(_writable, feed_forward))) for attention, feed_forward in drops
+    ]
+    return SlotInput(**whole, masks=_writable(masks), drops=blocks)
+
+
+def _writable(array: NDArray[Any]) -> Tensor:
+    """A tensor over a copy: torch has none that are read-only, as Ray's memory is."""
+    return torch.from_numpy(array.copy())
+
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
@@ -56,6 +87,8 @@ class StepInput:
 
     step: int
     slots: list[SlotInput]
+    deaths: tuple[str, ...] = ()
+    """What feeders died of while the step was made, if any did."""
 
 
 def prepare_slot(
@@ -124,9 +157,8 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
 
 
 def _on_device(crops_NPPC: NDArray[np.uint8], device: torch.device) -> Tensor:
-    # A copy where Ray's memory is read-only: torch has no tensors that are.
-    writable = crops_NPPC if crops_NPPC.flags.writeable else crops_NPPC.copy()
-    return torch.from_numpy(writable).to(device, non_blocking=True)
+    crops = torch.from_numpy(crops_NPPC) if crops_NPPC.flags.writeable else _writable(crops_NPPC)
+    return crops.to(device, non_blocking=True)
 
 
 class Feeder:
@@ -196,6 +228,9 @@ class Feed:
         self._stream = stream
         self._photometric = photometric
         self._slots = plan.slots_of(rank)
+        self._deaths: list[str] = []
+        """Of processes, over the next step."""
+        self._made: StepInput | Exception | None = None
         self._begin(first_step)
 
     def _begin(self, step: int) -> None:
@@ -212,39 +247,51 @@ class Feed:
             self._begin_next()
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the next step can be taken at once, after waiting up to ``timeout_s`` for it."""
-        import ray
-
-        slots = [underway.slot for underway in self._ahead[0][1]]
-        done, _ = ray.wait(slots, num_returns=len(slots), timeout=timeout_s, fetch_local=False)
-        return len(done) == len(slots)
+        """Whether ``take`` will not wait, after waiting up to ``timeout_s`` for that."""
+        self._made = self._made or self._look(timeout_s)
+        return self._made is not None
 
     def take(self) -> StepInput:
         """The next step; waits for it.
 
         Raises:
             HeliostatError: what went wrong in the stream, as the worker's own error.
-            DecoderCrashedError: the process that decodes died again and again over the same slot.
+            DecoderCrashedError: the process that decodes died again and again over the same step.
+        """
+        while not self.ready(_POLL_S):
+            pass
+        made, self._made = self._made, None
+        if not isinstance(made, StepInput):
+            raise made or AssertionError("ready() is true when there is something")
+        self._ahead.popleft()
+        self._deaths = []
+        self._begin_next()
+        return made
+
+    def _look(self, timeout_s: float) -> StepInput | Exception | None:
+        """The next step or why there is none; None while it is being made.
+
+        Where a process has died, or its node with what it had made, another one begins its work again.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        for attempt in range(1, _ATTEMPTS + 1):
-            step, underway = self._ahead[0]
-            try:
-                slots = ray.get([each.slot for each in underway])
-            except RayTaskError as error:
-                raise error.cause from None
-            except RayError as error:  # a process died, or its node with what it had made
-                if attempt == _ATTEMPTS:
-                    raise self._crashed(step, underway) from error
-                self.close()
-                self._begin(step)
-            else:
-                break
-        self._ahead.popleft()
-        self._begin_next()
-        return StepInput(step, slots)
+        step, underway = self._ahead[0]
+        slots = [each.slot for each in underway]
+        done, waiting = ray.wait(slots, num_returns=len(slots), timeout=timeout_s, fetch_local=False)
+        try:
+            made = ray.get(done if waiting else slots)
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if not isinstance(cause, RayError):
+                return cause  # type: ignore[no-any-return]  # Ray is not typed
+            self._deaths.append(type(cause).__name__)
+            if len(self._deaths) == _ATTEMPTS:
+                return self._crashed(step, underway)
+            self.close()
+            self._begin(step)
+            return None
+        return None if waiting else StepInput(step, made, tuple(self._deaths))
 
     def close(self) -> None:
         """End the processes."""
@@ -296,7 +343,8 @@ def _placement(recipe: PretrainRecipe) -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    environment = {"runtime_env": {"env_vars": {**KEEP_MEMORY_ENV, "OMP_NUM_THREADS": "1"}}}
     if recipe.streaming.crops_on == "pool":
-        return {"num_cpus": 1, "resources": {recipe.streaming.pool_resource: 1}}
+        return {"num_cpus": 1, "resources": {recipe.streaming.pool_resource: 1}, **environment}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "scheduling_strategy": here}
+    return {"num_cpus": 0, "scheduling_strategy": here, **environment}

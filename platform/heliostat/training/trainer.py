@@ -10,16 +10,10 @@ import uuid
 
 from heliostat.errors import HeliostatError, TrainingFailedError
 from heliostat.training.attempt import RunSpec, train_attempt
+from heliostat.training.feed import KEEP_MEMORY_ENV
 
 COLLECTIVE_TIMEOUT_S = 120
-CPU_WORKER_ENV = {
-    "DS_ACCELERATOR": "cpu",
-    # glibc gives large blocks back to the system at once and asks for them again in the next layer; page faults then
-    # cost more than small models compute.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**36),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
+CPU_WORKER_ENV = {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY_ENV}
 """Environment of workers without a GPU."""
 
 

@@ -24,6 +24,7 @@ from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import ShardLayout, read_row_group
 from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundError, StorageError, TooManyRefusedError
 from heliostat.storage import Store, open_store
+from heliostat.storage.store import RESERVED_NAME
 from heliostat_cluster.local import local_ray as start_ray
 
 pytestmark = [
@@ -251,7 +252,8 @@ def test_ingest__repeats_little_of_what_a_killed_process_had_done(
         timeout=120,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    left = {path: path.stat().st_ino for path in Path(root.url).rglob("ingests/*/*/*")}
+    records = (path for path in Path(root.url).rglob("ingests/*/*/*") if not path.name.startswith(RESERVED_NAME))
+    left = {path: path.stat().st_ino for path in records}  # a temporary file belongs to a task that outlives its driver
     checked = [path for path in left if path.parent.name == "checked"]
     assert len(checked) >= done // 4
     untouched: list[bool] = []

@@ -41,6 +41,7 @@ def local_ray() -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=1,
+        resources={"data_pool": 1},
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
@@ -215,11 +216,12 @@ def closing(feed: Feed) -> Iterator[Feed]:
         assert_all_dead()
 
 
-def assert_next_is(feed: Feed, step: int, plan: SlotPlan = ALONE, rank: int = 0) -> None:
+def assert_next_is(feed: Feed, step: int, plan: SlotPlan = ALONE, rank: int = 0) -> StepInput:
     mine = feed.take()
     assert mine.step == step
     for slot, other in zip(mine.slots, step_input(RECIPE, plan, rank, step).slots, strict=True):
         assert_same_slot(slot, other)
+    return mine
 
 
 def three_steps_and_an_error(first_step: int) -> Iterator[Samples]:
@@ -241,9 +243,13 @@ def test_feed__brings_steps_and_then_the_error_itself(local_ray: None, crop_proc
 
 
 @pytest.mark.ray
-def test_feed__a_worker_of_one_slot(local_ray: None) -> None:
+def test_feed__a_worker_of_one_slot_whose_crops_are_made_on_a_pool(local_ray: None) -> None:
     plan = SlotPlan(SLOTS, SLOTS)
-    with closing(feed(partial(stream_from, plan, 2), plan, 2)) as steps:
+    with closing(feed(partial(stream_from, plan, 2), plan, 2, crops_on="pool")) as steps:
+        deadline = time.monotonic() + 30  # Ray tells of what is taken with a delay
+        while ray.available_resources().get("data_pool", 0):
+            assert time.monotonic() < deadline, "no unit of the pool is taken"
+            time.sleep(0.1)
         for step in range(3):
             assert_next_is(steps, step, plan, 2)
 
@@ -265,11 +271,11 @@ def test_feed__is_ready_only_when_all_is_there(local_ray: None, tmp_path: Path) 
         assert_next_is(steps, 1)
 
 
-def poisoned(folder: Path, deaths: int) -> Callable[[int], Iterator[Samples]]:
+def poisoned(plan: SlotPlan, folder: Path, deaths: int) -> Callable[[int], Iterator[Samples]]:
     """A stream that kills its process in step 1, so many times: as an image does on which a decoder aborts."""
 
     def stream(first_step: int) -> Iterator[Samples]:
-        for step, samples in enumerate(stream_from(ALONE, 0, first_step), first_step):
+        for step, samples in enumerate(stream_from(plan, 0, first_step), first_step):
             if step == 1 and len(list(folder.iterdir())) < deaths:
                 (folder / f"{os.getpid()}").touch()
                 os.abort()
@@ -280,10 +286,11 @@ def poisoned(folder: Path, deaths: int) -> Callable[[int], Iterator[Samples]]:
 
 @pytest.mark.ray
 def test_feed__a_process_that_aborts_is_replaced_and_nothing_is_lost(local_ray: None, tmp_path: Path) -> None:
-    with closing(feed(poisoned(tmp_path, deaths=2))) as steps:
-        for step in range(4):
-            assert_next_is(steps, step)
-    assert len(list(tmp_path.iterdir())) == 2
+    # One slot and two processes: the one that reads makes every other step only, and dies before one that it does not.
+    plan = SlotPlan(SLOTS, SLOTS)
+    with closing(feed(poisoned(plan, tmp_path, deaths=2), plan, 0, crop_processes=2)) as steps:
+        deaths = [death for step in range(4) for death in assert_next_is(steps, step, plan, 0).deaths]
+    assert len(list(tmp_path.iterdir())) == len(deaths) == 2
 
 
 def abort_elsewhere(test: int) -> bytes:

@@ -14,15 +14,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from heliostat.config.base import Name
 from heliostat.data.ingest.checking import check_units
 from heliostat.data.ingest.job import DEFAULT_OPTIONS, IngestOptions, IngestProgress, Job, Report
 from heliostat.data.ingest.publishing import Published, RoundToPublish
 from heliostat.data.ingest.rounds import RoundNote, Tally, cut_rounds, round_fingerprint
 from heliostat.data.ingest.workspace import Workspace, ingest_id
-from heliostat.data.manifest import DatasetManifest, dataset_store, read_head
+from heliostat.data.manifest import DatasetManifest, check_dataset_name, dataset_store, read_head
 from heliostat.data.sources import Source, open_source
 from heliostat.errors import InvalidValueError, NoImagesError
 from heliostat.storage import Store
@@ -60,7 +57,7 @@ def prepare(
         SourceNotFoundError, NoImagesError: the source is missing or holds nothing that may be an image.
         StorageError: the store does not cooperate.
     """
-    _check_name(name)
+    check_dataset_name(name)
     opened = open_source(str(source), labels=labels, allow_urls=allow_urls)
     next(opened.units(), None)  # what is wrong with a source shows with its first unit
     head = read_head(root, name)
@@ -82,8 +79,9 @@ def ingest(
     """Add the images of a source to a dataset, which is made if there is none.
 
     Ray must be initialised, and the source visible under the same path on all its nodes. Doing it again adds nothing
-    and leaves the manifest as it is. An image that lies in folders of different labels has none; one that the dataset
-    has already keeps the label it has.
+    and leaves the manifest as it is. An image that lies in folders of different labels has none, as far as one round
+    (``IngestOptions.round_items``) sees them; one that the dataset has already, also from an earlier round of the same
+    ingest, keeps the label it has.
 
     Raises:
         InvalidValueError: the name cannot be that of a dataset.
@@ -125,23 +123,15 @@ def _run_rounds(job: Job) -> Published:
         note = job.workspace.load_round(index)
         if note and note.fingerprint == fingerprint:
             head = read_head(job.root, job.name)
-            done = Published(head.manifest if head else done.manifest, note.tally, note.unpublished)
+            done = Published(
+                head.manifest if head else done.manifest, done.tally + note.tally, note.tally, note.unpublished
+            )
             continue
         done = RoundToPublish.of(job, index, *check_units(job, index, units, done.tally), done).publish()
         job.workspace.end_round(
-            index, RoundNote(fingerprint=fingerprint, tally=done.tally, unpublished=done.unpublished)
+            index, RoundNote(fingerprint=fingerprint, tally=done.of_round, unpublished=done.unpublished)
         )
     return done
-
-
-def _check_name(name: str) -> None:
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise InvalidValueError(
-            f"the dataset name {name!r} is not 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
-            "Choose another name",
-        ) from error
 
 
 def _no_images(source: str, tally: Tally) -> NoImagesError:

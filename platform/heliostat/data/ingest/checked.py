@@ -43,7 +43,10 @@ def refusals_of(checked: pa.Table) -> pa.Table:
 
 
 def unique_images(images: pa.Table) -> pa.Table:
-    """One of each content, sorted by id: the copy with the first name, and the label if the copies have one only."""
+    """One of each content, sorted by id: the copy with the first name, and the label if the copies have one only.
+
+    The images are those of a round: copies in another round are not seen.
+    """
     if not images.num_rows:
         return images
     order = pc.sort_indices(images, [("id", "ascending"), ("source", "ascending")]).to_numpy()

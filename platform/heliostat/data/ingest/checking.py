@@ -44,6 +44,7 @@ def check_units(job: Job, round_index: int, units: Sequence[Unit], before: Tally
         done += len(found[index])
         tell()
         stop_if_hopeless(before + tally, options.max_quarantined_share)
+    stop_if_hopeless(before + tally, options.max_quarantined_share)  # an earlier start may have checked all of them
     tally += Tally(skipped=sum(unit.skipped for unit in units))
     return pa.concat_tables([CHECKED.empty_table(), *(found[index] for index in sorted(found))]), tally
 

@@ -21,7 +21,8 @@ class IngestOptions:
         limits: What is accepted.
         layout: How images are cut into shards.
         resize_px: Images whose shorter side is longer are shrunk to it and coded anew; None keeps all as they are.
-        max_quarantined_share: The ingest stops when more of its items than this are refused; 1 never stops.
+        max_quarantined_share: The ingest stops when more of the items checked so far than this are refused, from the
+            thousandth item on; 1 never stops.
         round_items: Items that are checked before they are packed and published. Memory on the driver grows with it,
             by about a kilobyte for each.
         decoder_module: What runs in the process that decodes; another one in tests.

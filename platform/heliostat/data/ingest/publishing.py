@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from heliostat import __version__
 from heliostat.data.images import Reason
+from heliostat.data.in_flight import map_in_flight
 from heliostat.data.ingest.checked import Ids, extend_labels, images_of, refusals_of, unique_images, without_known
 from heliostat.data.ingest.job import IngestProgress, Job
 from heliostat.data.ingest.ray_tasks import run_tasks
 from heliostat.data.ingest.rounds import Tally
 from heliostat.data.ingest.second_pass import ChangedItem, Packed, SecondPass, plan_round
-from heliostat.data.ingest.workspace import in_threads
 from heliostat.data.manifest import DatasetManifest, Head, Provenance, QuarantinePart, Shard, read_head, write_manifest
 from heliostat.data.quarantine import QuarantinedFile, write_quarantine
 from heliostat.data.shard_index import read_index
@@ -28,10 +28,11 @@ _PUBLISH_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The dataset after a round, what all rounds did so far, and lists of refused files that no manifest names yet."""
+    """The dataset after a round, what all rounds and this one did, and lists of refused files in no manifest yet."""
 
     manifest: DatasetManifest
     tally: Tally
+    of_round: Tally = Tally()
     unpublished: tuple[QuarantinePart, ...] = ()
 
 
@@ -48,7 +49,11 @@ class RoundToPublish:
 
     @classmethod
     def of(cls, job: Job, index: int, checked: pa.Table, tally: Tally, before: Published) -> "RoundToPublish":
-        """A round from the rows of the first pass."""
+        """A round from the rows of the first pass.
+
+        Copies of an image are compared within it: with different labels they have none. What an earlier round has
+        published keeps its label, whatever a later one finds.
+        """
         return cls(job, index, unique_images(images_of(checked)), refusals_of(checked), tally, before)
 
     def publish(self) -> Published:
@@ -80,10 +85,10 @@ class RoundToPublish:
         after = self.before.tally + tally
         if not manifest.rows or not after.usable:
             unpublished = tuple(part for part in manifest.quarantine if part not in old.quarantine)
-            return Published(old, after, unpublished)
+            return Published(old, after, tally, unpublished)
         if manifest != old:
             write_manifest(self.job.root, manifest, self._provenance(base, tally), base)
-        return Published(manifest, after)
+        return Published(manifest, after, tally)
 
     def _pack(self, new: pa.Table, labels: Sequence[str]) -> tuple[list[Shard], list[ChangedItem]]:
         """The shards of new images in their order; those that an earlier start has packed are not packed again."""
@@ -108,7 +113,7 @@ class RoundToPublish:
     def _packed_before(self, plans: list[str]) -> dict[str, Packed]:
         records = self.job.workspace.load_packed(plans)
         packed = {name: Packed.model_validate_json(record) for name, record in records.items()}
-        whole = in_threads(lambda item: (item[0], _is_whole(self.job.store, item[1].shard)), packed.items())
+        whole = map_in_flight(lambda item: (item[0], _is_whole(self.job.store, item[1].shard)), packed.items())
         return {name: packed[name] for name, is_whole in whole if is_whole}
 
     def _provenance(self, base: Head | None, tally: Tally) -> Provenance:
@@ -136,7 +141,7 @@ def _done(checked: Tally, shards: Sequence[Shard], changed: Sequence[ChangedItem
 
 def _ids_of(store: Store, manifest: DatasetManifest) -> Iterator[Ids]:
     """The ids of all rows, shard by shard."""
-    for index in in_threads(lambda shard: read_index(store, shard), manifest.shards):
+    for index in map_in_flight(lambda shard: read_index(store, shard), manifest.shards):
         yield np.ascontiguousarray(index["id"]).view("S32")
 
 

@@ -100,7 +100,7 @@ def tally_of(checked: pa.Table) -> Tally:
 
 
 class RoundNote(Section):
-    """What is kept of a finished round until the whole ingest is finished.
+    """What is kept of a finished round until the whole ingest is finished. ``tally`` is that of the round alone.
 
     ``unpublished`` are lists of refused files that no manifest names yet: the first one that is published has an image.
     """

@@ -17,29 +17,27 @@ published, all go when the ingest ends.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from heliostat.data.images import ImageLimits
+from heliostat.data.images import ImageLimits, Reason
+from heliostat.data.in_flight import map_in_flight
 from heliostat.data.ingest.checked import CHECKED
 from heliostat.data.ingest.rounds import RoundNote
 from heliostat.data.sources import Unit
 from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the working objects. Another one is another ingest id."""
-_THREADS = 16
-"""Small objects are waited for, not computed."""
-
-GivenT = TypeVar("GivenT")
-FoundT = TypeVar("FoundT")
+_PASSING = pa.array(
+    [reason.value for reason in (Reason.UNREADABLE, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY, Reason.DECODER_CRASHED)]
+)
+"""Reasons that need not hold when the same item is looked at again."""
 
 
 def ingest_id(description: str, limits: ImageLimits, resize_px: int | None) -> str:
@@ -62,11 +60,16 @@ class Workspace:
         return buffer.getvalue()
 
     def load_checked(self, units: Iterable[Unit]) -> dict[int, pa.Table]:
-        """What is already known of units, by their index."""
+        """What is already known of units, by their index.
+
+        A unit of which something was refused for a cause that may have passed (a disk or a host that did not answer,
+        a busy machine) is not known: it is checked again.
+        """
         there = {info.key for info in self.store.list("checked/")}
         known = [unit for unit in units if _checked_key(unit) in there]
-        found = in_threads(lambda unit: (unit.index, self._get(_checked_key(unit))), known)
-        return {index: parse_checked(data) for index, data in found if data is not None}
+        found = map_in_flight(lambda unit: (unit.index, self._get(_checked_key(unit))), known)
+        tables = ((index, parse_checked(data)) for index, data in found if data is not None)
+        return {index: table for index, table in tables if not _is_passing(table)}
 
     def spool_key(self, unit: Unit) -> str:
         """Where a unit's images are spooled."""
@@ -80,7 +83,7 @@ class Workspace:
         """What became of planned shards, as far as an earlier start came."""
         there = {info.key for info in self.store.list("packed/")}
         known = [plan for plan in plans if f"packed/{plan}.json" in there]
-        found = in_threads(lambda plan: (plan, self._get(f"packed/{plan}.json")), known)
+        found = map_in_flight(lambda plan: (plan, self._get(f"packed/{plan}.json")), known)
         return {plan: data for plan, data in found if data is not None}
 
     def load_round(self, index: int) -> RoundNote | None:
@@ -99,7 +102,7 @@ class Workspace:
         self._delete("")
 
     def _delete(self, prefix: str) -> None:
-        for _ in in_threads(self.store.delete, (info.key for info in self.store.list(prefix))):
+        for _ in map_in_flight(self.store.delete, (info.key for info in self.store.list(prefix))):
             pass
 
     def _get(self, key: str) -> bytes | None:
@@ -114,12 +117,9 @@ def parse_checked(data: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(data), schema=CHECKED, use_threads=False)
 
 
-def in_threads(work: Callable[[GivenT], FoundT], items: Iterable[GivenT]) -> Iterator[FoundT]:
-    """Results in order, a few at a time: neither items nor results are ever held all at once."""
-    waiting = iter(items)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(islice(waiting, 4 * _THREADS)):
-            yield from pool.map(work, some)
+def _is_passing(checked: pa.Table) -> bool:
+    """Whether one of the refusals may have had a cause that has passed."""
+    return bool(pc.any(pc.is_in(checked["reason"], value_set=_PASSING)).as_py())
 
 
 def _checked_key(unit: Unit) -> str:

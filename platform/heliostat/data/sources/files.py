@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from heliostat.config.base import Section
-from heliostat.data.sources.names import is_companion, text_of
+from heliostat.data.sources.names import LINK_LEAVES, is_companion, text_of
 from heliostat.data.sources.source import FilePlace, ObjectPlace, Place, open_regular, patient_store_at, store_at
 from heliostat.errors import ObjectNotFoundError, SourceNotFoundError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 S3 = "s3://"
 MISSING = "missing"
+_OUTSIDE = "outside"
 _WINDOW_BYTES = 8 * 2**20
 """What one request to a store asks for: long against its latency, short against the memory of a task."""
 _STAMP_BYTES = 4096
@@ -39,12 +40,23 @@ class SourceFile(Section):
     place: Place
     stamp: str
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is a link that leads out of the folder that was named: it is never opened."""
+        return self.stamp == _OUTSIDE
+
+    @property
+    def fault(self) -> str | None:
+        """Why it must not or cannot be opened."""
+        return LINK_LEAVES if self.is_outside else "does not exist" if self.stamp == MISSING else None
+
 
 def find_files(text: str) -> Iterator[SourceFile]:
     """The files that a path or an ``s3://`` address stands for: one file, a folder's, or those of a pattern, in order.
 
     Patterns have wildcards (``*``, ``?``, ``[…]``) or braces (``{000..010}``, ``{a,b}``). Hidden files are left out of
-    folders. What is named without wildcards but is not there comes with the stamp ``missing``.
+    folders. What is named without wildcards but is not there comes with the stamp ``missing``. Links are followed, but
+    for those in a folder that lead out of it: they come marked (``is_outside``).
 
     Raises:
         SourceNotFoundError: there is none, or too many.
@@ -158,7 +170,8 @@ def _base(pattern: str) -> str:
 def _local_files(text: str) -> Iterator[SourceFile]:
     path = Path(text)
     if path.is_dir():
-        yield from (_local_file(file, file.relative_to(path).as_posix()) for file in _below(path))
+        root = path.resolve()
+        yield from (_local_file(file, file.relative_to(path).as_posix(), root) for file in _below(path))
         return
     base = _base(text)
     names = [text] if path.exists() else expand_braces(text)
@@ -178,13 +191,15 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(here) / name for name in sorted(files) if not is_companion(name))
 
 
-def _local_file(path: Path, name: str) -> SourceFile:
+def _local_file(path: Path, name: str, root: Path | None = None) -> SourceFile:
     shown = text_of(os.fsencode(name))
     try:
         real = path.resolve(strict=True)  # tables and archives are often kept elsewhere and linked
         status = real.stat()
     except (OSError, RuntimeError):
         return SourceFile(name=shown, place=FilePlace(path=os.fsencode(path), size=0), stamp=MISSING)
+    if root is not None and not real.is_relative_to(root):
+        return SourceFile(name=shown, place=FilePlace(path=os.fsencode(path), size=0), stamp=_OUTSIDE)
     return SourceFile(
         name=shown, place=FilePlace(path=os.fsencode(real), size=status.st_size), stamp=str(status.st_mtime_ns)
     )

@@ -21,7 +21,7 @@ from pydantic import ConfigDict
 from heliostat.config.base import Section
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason, too_many_bytes
 from heliostat.data.sources.lists import read_labels
-from heliostat.data.sources.names import cause_of, first_level, is_companion, text_of
+from heliostat.data.sources.names import LINK_LEAVES, cause_of, first_level, is_companion, text_of
 from heliostat.data.sources.source import (
     FilePlace,
     Item,
@@ -33,10 +33,6 @@ from heliostat.data.sources.source import (
     read_range,
 )
 from heliostat.errors import NoImagesError, SourceNotFoundError
-
-_COUNTED = 200_000
-"""Files that are counted for a progress bar before giving up: well under a second on a local disk."""
-_LEAVES = "the link leads out of the source folder"
 
 
 class _File(Section):
@@ -100,15 +96,6 @@ class FolderSource(Source):
                 yield RefusedItem(file.source, file.reason, file.detail)
             else:
                 yield _read(file, spec.root + b"/" + file.path, limits)
-
-    def count(self) -> int | None:
-        """See ``Source.count``: ``None`` beyond some 200,000 files."""
-        number = 0
-        for _, _, files in os.walk(self.folder):
-            number += sum(not is_companion(name) for name in files)
-            if number > _COUNTED:
-                return None
-        return number
 
 
 def _root(folder: str) -> bytes:
@@ -199,7 +186,7 @@ class _Walk:
         except (OSError, RuntimeError) as error:  # dangling, forbidden, or a circle of links
             return _Refused(source=source, reason=Reason.UNREADABLE, detail=cause_of(error))
         if real is None:
-            return _Refused(source=source, reason=Reason.LINK_LEAVES_SOURCE, detail=_LEAVES)
+            return _Refused(source=source, reason=Reason.LINK_LEAVES_SOURCE, detail=LINK_LEAVES)
         if stat.S_ISDIR(status.st_mode):  # a link inside the tree: its files are met at their own place
             self._skip(entry.name)
             return None

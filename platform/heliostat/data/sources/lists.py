@@ -6,17 +6,17 @@ streams, locally or from S3: they may have a hundred million lines.
 
 import csv
 import io
+import re
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from heliostat.config.base import Section
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason
-from heliostat.data.sources.files import MISSING, S3, one_file, open_file
+from heliostat.data.sources.files import MISSING, one_file, open_file
 from heliostat.data.sources.source import Item, RefusedItem, Source, Unit, cut
 from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundError
 
@@ -24,7 +24,9 @@ KEY_COLUMNS = ("key", "url", "path")
 """Names of the column of addresses, whichever comes first."""
 _THREADS = 8
 """Images that a task fetches at once: hides the latency of a store, and is no attack on a host."""
-_MAX_COUNTED_BYTES = 256 * 2**20
+_MAX_LINE = 65_536
+"""Characters of a line that are held: a key has 1,024 bytes at most, a URL hardly ever more than some thousand."""
+_PLAIN_NAME = re.compile(r"[\w .-]{1,40}")
 
 
 class Entry(Section):
@@ -115,16 +117,6 @@ class ListSource(Source):
                 for future in waiting:
                     future.cancel()
 
-    def count(self) -> int | None:
-        """See ``Source.count``: the lines of a local list of up to 256 MiB."""
-        if self.name.startswith(S3):
-            return None
-        path = Path(self.name)
-        if not path.is_file() or path.stat().st_size > _MAX_COUNTED_BYTES:
-            return None
-        with path.open("rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-
     def _checked(self, entry: Entry, limits: ImageLimits) -> Item | RefusedItem:
         if entry.fault:
             return RefusedItem(f"{self.name}:{entry.line}", Reason.UNREADABLE, entry.fault)
@@ -143,31 +135,64 @@ def _opened(name: str) -> Iterator[io.TextIOWrapper]:
         raise SourceNotFoundError(f"the list {name!r} cannot be read: {error.strerror}", "Check it") from error
 
 
+class _Lines(Iterator[str]):
+    """The lines of a list; one that is longer than can be meant is an error, after which the next line follows."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+        self.number = 0
+
+    def __next__(self) -> str:
+        line = self._stream.readline(_MAX_LINE)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) < _MAX_LINE or line.endswith(("\n", "\r")):
+            return line
+        while line and not line.endswith(("\n", "\r")):
+            line = self._stream.readline(_MAX_LINE)
+        raise csv.Error(f"is longer than {_MAX_LINE:,} characters")
+
+
 def _text_entries(stream: io.TextIOWrapper) -> Iterator[Entry]:
-    for number, line in enumerate(stream, 1):
-        text = line.strip()
+    lines = _Lines(stream)
+    while True:
+        try:
+            text = next(lines).strip()
+        except csv.Error as error:
+            yield Entry(line=lines.number, address="", fault=str(error))
+            continue
+        except StopIteration:
+            return
         if text and not text.startswith("#"):
-            yield Entry(line=number, address=text)
+            yield Entry(line=lines.number, address=text)
 
 
 def _csv_entries(name: str, stream: io.TextIOWrapper, columns: Sequence[str] = KEY_COLUMNS) -> Iterator[Entry]:
-    reader = csv.reader(stream)
-    header = [column.strip().lower() for column in next(reader, [])]
+    lines = _Lines(stream)
+    reader = csv.reader(lines)
+    try:
+        header = [column.strip().lower() for column in next(reader, [])]
+    except csv.Error as error:
+        raise InvalidValueError(
+            f"the first line of {name} {error}", f"Begin with the line {columns[0]},label"
+        ) from error
     column = next((column for column in columns if column in header), None)
     if column is None:
-        fact = f"the first line of {name} names the columns {', '.join(header)[:200]!r}, none is {' or '.join(columns)}"
+        shown = ", ".join(text if _PLAIN_NAME.fullmatch(text) else "…" for text in header)[:200]  # it may be an address
+        fact = f"the first line of {name} names the columns {shown!r}, none is {' or '.join(columns)}"
         raise InvalidValueError(fact, f"Begin the file with the line {columns[0]},label")
     at, label_at = header.index(column), header.index("label") if "label" in header else None
     while True:
         try:
             row = next(reader)
         except csv.Error as error:
-            yield Entry(line=reader.line_num, address="", fault=f"cannot be read: {error}")
+            yield Entry(line=lines.number, address="", fault=f"cannot be read: {error}")
             continue
         except StopIteration:
             return
         if len(row) > max(at, label_at or 0):
             label = row[label_at].strip() if label_at is not None else ""
-            yield Entry(line=reader.line_num, address=row[at].strip(), label=label or None)
+            yield Entry(line=lines.number, address=row[at].strip(), label=label or None)
         elif row:
-            yield Entry(line=reader.line_num, address="", fault=f"has {len(row)} columns, the first line {len(header)}")
+            yield Entry(line=lines.number, address="", fault=f"has {len(row)} columns, the first line {len(header)}")

@@ -5,6 +5,8 @@ from pathlib import PurePosixPath
 _COMPANION_SUFFIXES = frozenset({".csv", ".json", ".md", ".txt"})
 _COMPANION_NAMES = frozenset({"desktop.ini", "license", "readme", "thumbs.db"})
 
+LINK_LEAVES = "the link leads out of the source folder"
+
 
 def text_of(name: bytes) -> str:
     """A name from a file system or an archive as text that any file can hold."""

@@ -1,7 +1,8 @@
 """Which source a text means: chosen by what lies there, so that users name it and no more."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import islice, takewhile
 from pathlib import Path
 
 from heliostat.data.sources.files import S3, is_pattern, split_address
@@ -18,6 +19,9 @@ from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundErr
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _PARQUET = (".parquet", ".pq")
 _LIST = (".txt", ".csv")
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif")
+_LOOKED_AT = 1000
+"""Objects of a folder on S3 that decide what a prefix holds: one answer of the store."""
 _NEXT = (
     "Give a folder of images, tar archives or Parquet files, a pattern of these, or a .txt or .csv list of addresses"
 )
@@ -51,7 +55,7 @@ def _source(text: str, labels: Path | None, allow_urls: bool) -> Source:
         scheme = text.partition("://")[0]
         raise SourceNotFoundError(f"the source {scheme}://… is neither a path nor s3://bucket/prefix", _NEXT)
     if not text.startswith(S3) and _is_folder(text):
-        kind = _kind(next(_files(text), ""))
+        kind = _kind_of_all(text, _first_files(text))
         return FolderSource(text, None if labels is None else str(labels)) if kind is FolderSource else kind(text)
     if name.endswith(_LIST):
         return _list_source(text, allow_urls)
@@ -70,6 +74,22 @@ def _kind(name: str) -> type[FolderSource] | type[TarSource] | type[ParquetSourc
     return ParquetSource if lowered.endswith(_PARQUET) else FolderSource
 
 
+def _kind_of_all(text: str, names: Iterable[str]) -> type[FolderSource] | type[TarSource] | type[ParquetSource]:
+    """What files of one folder are together. With a single photograph among them they are photographs.
+
+    Raises:
+        InvalidValueError: they are both archives and tables.
+    """
+    lowered = [name.lower() for name in names]
+    kinds = {_kind(name) for name in lowered}
+    if kinds <= {FolderSource} or any(name.endswith(_PHOTOGRAPHS) for name in lowered):
+        return FolderSource
+    if kinds >= {TarSource, ParquetSource}:
+        fact = f"the source {text!r} holds both tar archives and Parquet files"
+        raise InvalidValueError(fact, "Name those of one kind, for example with a pattern such as FOLDER/*.tar")
+    return TarSource if TarSource in kinds else ParquetSource
+
+
 def _is_folder(text: str) -> bool:
     try:
         return bool(text) and Path(text).is_dir()
@@ -77,11 +97,13 @@ def _is_folder(text: str) -> bool:
         raise SourceNotFoundError(f"the source {text!r} cannot be read: {error}", "Check it") from error
 
 
-def _files(folder: str) -> Iterator[str]:
-    """Names of the files below a folder that do not only accompany others, in order."""
+def _first_files(folder: str) -> list[str]:
+    """Names of all files of the first folder that has any; those that only accompany others do not count."""
     for _, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from sorted(name for name in files if not is_companion(name))
+        if found := [name for name in files if not is_companion(name)]:
+            return found
+    return []
 
 
 def _list_source(text: str, allow_urls: bool) -> ListSource:
@@ -102,13 +124,16 @@ def _list_source(text: str, allow_urls: bool) -> ListSource:
 
 
 def _prefix_source(text: str) -> Source:
-    """By the first object below a prefix."""
+    """By the first objects below a prefix that are in one folder."""
     if is_pattern(text):
         raise SourceNotFoundError(f"the pattern {text!r} ends in no known kind of file", _NEXT)
     store_url, prefix = split_address(text.rstrip("/"))
     objects = store_at(store_url).list(f"{prefix}/" if prefix else "")
-    first = next((info.key for info in objects if not is_companion(info.key.rpartition("/")[2])), None)
+    keys = (info.key for info in objects if not is_companion(info.key.rpartition("/")[2]))
+    first = next(keys, None)
     if first is None:
         raise SourceNotFoundError(f"the source {text!r} does not exist", "Check the name")
-    kind = _kind(first)
+    folder = first.rpartition("/")[0]
+    others = takewhile(lambda key: key.rpartition("/")[0] == folder, islice(keys, _LOOKED_AT))
+    kind = _kind_of_all(text, [first, *others])
     return PrefixSource(text) if kind is FolderSource else kind(text)

@@ -4,7 +4,8 @@ The column of images is one of Hugging Face's (a struct of ``bytes`` and ``path`
 from a column ``label``, or from the first one that Hugging Face's metadata call a class label; its numbers become the
 names that the metadata give. No other column is read. Cells are decoded one after the other, so that memory depends on
 neither the size of row groups nor on what a dictionary expands to, but on the size of pages: some three of them.
-One can have 2 GiB at worst; those of row groups of 100 images, as Hugging Face writes them, have about 10 MiB.
+One can have 2 GiB at worst; those of row groups of 100 images, as Hugging Face writes them, have about 10 MiB. Images
+hardly shrink when they are compressed: a row group that says it expands enormously is refused before it is read.
 """
 
 import json
@@ -18,13 +19,15 @@ import pyarrow.parquet as pq
 
 from heliostat.config.base import Section
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason, too_many_bytes
-from heliostat.data.sources.files import MISSING, SourceFile, find_files, open_file
-from heliostat.data.sources.names import cause_of
+from heliostat.data.sources.files import SourceFile, find_files, open_file
+from heliostat.data.sources.names import LINK_LEAVES, cause_of
 from heliostat.data.sources.source import UNIT_BYTES, UNIT_ITEMS, Item, RefusedItem, Source, Unit
 from heliostat.errors import ObjectNotFoundError, SourceNotFoundError
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "bytes")
 _READ_BYTES = 8 * 2**20
+_EXPANSIONS = ((64 * 2**20, 200), (2**30, 2))
+"""Column chunks of more than so many bytes may be at most so many times as long as in the file."""
 
 
 class _Columns(Section):
@@ -83,6 +86,9 @@ class ParquetSource(Source):
     def read(self, unit: Unit, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Item | RefusedItem]:
         """See ``Source.read``."""
         spec = _Spec.model_validate_json(unit.spec)
+        if spec.file.is_outside:
+            yield RefusedItem(spec.file.name, Reason.LINK_LEAVES_SOURCE, LINK_LEAVES)
+            return
         if spec.columns is None:
             yield RefusedItem(spec.file.name, Reason.BROKEN_ARCHIVE, spec.fault or "")
             return
@@ -97,17 +103,37 @@ def _rows(table: pq.ParquetFile, spec: _Spec, columns: _Columns, limits: ImageLi
     first_row = spec.first_row
     for group in range(spec.first_group, spec.end_group):
         try:
+            _check_expansion(table.metadata.row_group(group), columns)
             for row, (value, label) in enumerate(_cells(table, group, columns), first_row):
                 yield _item(f"{spec.file.name}/{row}", value, label, limits)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, _UnusableTable) as error:
             detail = f"row group {group} cannot be read on: {_cause(error)}"
             yield RefusedItem(spec.file.name, Reason.BROKEN_ARCHIVE, detail)
         first_row += table.metadata.row_group(group).num_rows
 
 
+def _check_expansion(group: pq.RowGroupMetaData, columns: _Columns) -> None:
+    """Refuse what a few kilobytes would fill the memory with.
+
+    Raises:
+        _UnusableTable: the column of images expands more than images do.
+    """
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema != _leaf(columns):
+            continue
+        size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if any(size > free and size > most * stored for free, most in _EXPANSIONS):
+            raise _UnusableTable(f"its images expand from {stored:,} to {size:,} bytes")
+
+
+def _leaf(columns: _Columns) -> str:
+    return f"{columns.image}.bytes" if columns.in_struct else columns.image
+
+
 def _cells(table: pq.ParquetFile, group: int, columns: _Columns) -> Iterator[tuple[pa.Scalar, str | None]]:
     """Image and label of each row of a row group."""
-    wanted = [f"{columns.image}.bytes" if columns.in_struct else columns.image]
+    wanted = [_leaf(columns)]
     wanted += [columns.label] if columns.label is not None else []
     for batch in table.iter_batches(1, row_groups=[group], columns=wanted, use_threads=False):
         cell = batch.column(columns.image)
@@ -152,8 +178,8 @@ def _split(file: SourceFile) -> Iterator[tuple[_Spec, int]]:
 
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
-    if file.stamp == MISSING:
-        raise _UnusableTable("does not exist")
+    if fault := file.fault:
+        raise _UnusableTable(fault)
     try:
         with (
             open_file(file.place) as stream,

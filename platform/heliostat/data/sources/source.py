@@ -149,10 +149,6 @@ class Source(ABC):
             StorageError: the store does not cooperate.
         """
 
-    def count(self) -> int | None:
-        """About how many images there are, if that can be told without listing everything; for progress bars."""
-        return None
-
 
 @lru_cache(maxsize=64)
 def store_at(url: str) -> Store:

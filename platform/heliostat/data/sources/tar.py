@@ -12,7 +12,7 @@ from typing import IO
 
 from heliostat.config.base import Section
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason, too_many_bytes
-from heliostat.data.sources.files import MISSING, SourceFile, find_files, open_file
+from heliostat.data.sources.files import SourceFile, find_files, open_file
 from heliostat.data.sources.names import cause_of, is_companion, text_of
 from heliostat.data.sources.source import (
     UNIT_BYTES,
@@ -180,8 +180,8 @@ def _shown(name: bytes) -> str:
 
 def _archive_fault(file: SourceFile) -> str | None:
     """Why a file cannot be an archive at all, by its first bytes."""
-    if file.stamp == MISSING:
-        return "does not exist"
+    if file.fault:
+        return file.fault
     try:
         with open_file(file.place) as stream:
             block = stream.read(BLOCK)
@@ -192,7 +192,7 @@ def _archive_fault(file: SourceFile) -> str | None:
 
 def _split(file: SourceFile) -> Iterator[tuple[_Spec, int | None]]:
     """The parts of an archive with the number of items in each."""
-    if isinstance(file.place, FilePlace) and file.stamp != MISSING:
+    if isinstance(file.place, FilePlace) and not file.fault:
         try:
             with open_file(file.place) as stream:
                 if not is_compressed(stream.read(MAGIC_BYTES)):

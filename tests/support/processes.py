@@ -1,0 +1,30 @@
+"""The processes of a session: what a command that was started in one of its own has left running."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def session_of(leader: int) -> Iterator[tuple[int, str]]:
+    """Pid and title of each process in the session; zombies, which only wait for their parent, are none."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (
+                os.getsid(int(entry.name)) == leader
+                and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
+                yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+
+
+def end_session(leader: int) -> None:
+    """SIGKILL to all processes of a session that a test has started."""
+    for pid, _ in session_of(leader):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
