@@ -11,7 +11,7 @@ HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 EXTRAS := train,$(if $(HAS_GPU),gpu,cpu),dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench chaos clean
 
 help:  ## show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: install  ## put the code into shape
 
 bench: install  ## run all benchmarks and write tests/benchmarks/RESULTS.md
 	$(BIN)/python tests/benchmarks/run_all.py
+
+chaos: install  ## break storage, processes and images under running jobs; CHAOS_SEED and CHAOS_FAULTS choose how
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m faults.chaos $(ROWS)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

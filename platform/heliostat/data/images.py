@@ -4,8 +4,9 @@ The codec is chosen by the first bytes of the data, never by a name, and only th
 says is checked before a pixel is decoded. The pixels are decoded by the function that training uses, whole and, where
 training may do so (``ImageHeader.shrinks``), at every smaller size, so that no codec path is new to an image later.
 JPEGs are baseline, extended sequential or progressive: lossless, hierarchical and arithmetic-coded ones are refused,
-because they crash some builds of libjpeg and are unknown to others, as to browsers. Bytes after the end of an image (the film of a motion photo, a ZIP archive, HTML) are looked at by nobody and kept: an id is the
-hash of a file as it was found. Whoever serves images to browsers should know that; training does not.
+because they crash some builds of libjpeg and are unknown to others, as to browsers. Bytes after the end of an image
+(the film of a motion photo, a ZIP archive, HTML) are looked at by nobody and kept: an id is the hash of a file as it
+was found. Whoever serves images to browsers should know that; training does not.
 """
 
 from dataclasses import dataclass

@@ -20,6 +20,7 @@ from heliostat.errors import DecoderNotStartedError, RejectedImageError
 JPEG = encode(PHOTO, "JPEG")
 INFO = ImageInfo(96, 64, "JPEG")
 MEMORY_BYTES = 2**28
+SMALL_LIMITS = ImageLimits(max_side_px=100, max_pixels=8000, formats=frozenset({"JPEG"}))
 
 
 @pytest.fixture
@@ -27,6 +28,16 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[BoundedDecoder]:
     """A decoder whose child fails on request, with a second of CPU time and two by the clock."""
     monkeypatch.setenv("PYTHONPATH", str(Path(failing_decoder.__file__).parents[1]))
     with BoundedDecoder(memory_bytes=MEMORY_BYTES, timeout_s=0.5, module=failing_decoder.MODULE) as decoder:
+        yield decoder
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[BoundedDecoder]:
+    """A decoder whose child sends every image back as its answer, whatever was asked."""
+    code = "from heliostat.data.decoder_child import main\nmain(lambda short_side_px, data, limits: data)\n"
+    (tmp_path / "echoing_child.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with BoundedDecoder(SMALL_LIMITS, module="echoing_child") as decoder:
         yield decoder
 
 
@@ -118,6 +129,59 @@ def test_bounded__the_child_has_neither_secrets_nor_other_files(monkeypatch: pyt
         assert rows["Max core file size"] == ["0", "0"]
         assert rows["Max file size"] == ["0", "0"]
         assert MEMORY_BYTES < int(rows["Max address space"][1]) < MEMORY_BYTES + 2**29
+
+
+def test_bounded__limits_that_the_child_inherits_are_kept() -> None:
+    code = """
+import os, pathlib, sys
+from heliostat.data.bounded import BoundedDecoder
+decoder = BoundedDecoder(memory_bytes=2**40)
+image = sys.stdin.buffer.read()
+assert decoder.inspect(image) == decoder.inspect(image)
+print(pathlib.Path(f"/proc/{decoder._child._process.pid}/limits").read_text())
+"""
+    command = ["/bin/sh", "-c", 'ulimit -t 15; ulimit -v 4194304; exec "$@"', "sh", sys.executable, "-c", code]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    said = subprocess.run(command, input=JPEG, capture_output=True, env=environment, timeout=60)
+    assert said.returncode == 0, said.stderr.decode()
+    rows = {line[:25].strip(): line[26:].split()[:2] for line in said.stdout.decode().splitlines()}
+    assert rows["Max cpu time"] == ["15", "15"]
+    assert rows["Max address space"] == [str(2**32), str(2**32)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"width": 96, "height": 0, "format": "JPEG"}',
+        b'{"width": -96, "height": -64, "format": "JPEG"}',
+        b'{"width": 101, "height": 64, "format": "JPEG"}',
+        b'{"width": 100, "height": 81, "format": "JPEG"}',
+        b'{"width": true, "height": 64, "format": "JPEG"}',
+        b'{"width": 96.0, "height": 64, "format": "JPEG"}',
+        b'{"width": NaN, "height": 64, "format": "JPEG"}',
+        b'{"width": "96", "height": 64, "format": "JPEG"}',
+        b'{"width": 96, "height": 64, "format": "PNG"}',
+        b'{"width": 96, "height": 64, "format": ["JPEG"]}',
+        b'{"width": 96, "height": 64}',
+        b"[96, 64]",
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+def test_bounded__an_answer_that_cannot_be_true_is_a_crash(answering: BoundedDecoder, answer: bytes) -> None:
+    with pytest.raises(RejectedImageError) as caught:
+        answering.inspect(answer)
+    assert (caught.value.reason, caught.value.fact) == (
+        "decoder-crashed",
+        "its decoder gave no sensible answer, 2 times",
+    )
+
+
+def test_bounded__an_answer_that_can_be_true_is_taken(answering: BoundedDecoder) -> None:
+    assert answering.inspect(b'{"width": 96, "height": 64, "format": "JPEG"}') == INFO
+    assert answering.resize(JPEG, 9) == JPEG
+    with pytest.raises(RejectedImageError, match="no sensible answer"):
+        answering.resize(b"<html>", 9)
 
 
 @pytest.mark.parametrize("word", [b"", SPIN])

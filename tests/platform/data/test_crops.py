@@ -173,7 +173,7 @@ def test_slot_crops__small_photographs_are_decoded_whole() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_slot_crops__of_a_shrunk_turned_jpeg_show_the_upright_image(orientation: int) -> None:
     config = PLAIN.model_copy(update={"local_count": 8})
-    y, x = np.mgrid[:200, :280]
+    y, x = np.mgrid[:900, :1260] / 4.5
     pixels = np.stack([y, x * 0.9, 250 - 0.5 * (x + y)], axis=2).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation

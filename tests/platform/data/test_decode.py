@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from support.hostile import lossless_jpeg
 
-from heliostat.data.decode import SHRINKS, ImageHeader, decode_rgb, exif_orientation, read_header
+from heliostat.data.decode import SHRINKS, SHRINKS_FROM_PX, ImageHeader, decode_rgb, exif_orientation, read_header
 from heliostat.errors import RejectedImageError
 
 
@@ -62,7 +63,7 @@ def test_decode_rgb__of_jpegs_in_other_colours_gives_pillows_pixels() -> None:
 def test_read_header__says_the_size_of_the_upright_image(orientation: int, format: str) -> None:
     data = turned(orientation, format)
     height, width, _ = by_pillow(data).shape
-    assert read_header(data) == ImageHeader(height, width, shrinks=format == "JPEG")
+    assert read_header(data) == ImageHeader(height, width, shrinks=False)
     assert decode_rgb(data).shape == (height, width, 3)
     np.testing.assert_array_equal(decode_rgb(data), by_pillow(data))
 
@@ -90,6 +91,24 @@ def test_decode_rgb__a_shrunk_image_shows_the_same_as_the_whole_one(orientation:
     # Colours are kept at half the size by the JPEG and are spread over less when it is shrunk.
     assert np.abs(decode_rgb(data, shrink) - averaged).mean() < 3
     assert np.abs(decode_rgb(data, shrink).mean((0, 1)) - whole.mean((0, 1))).max() < 0.5
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_read_header__only_large_jpegs_shrink(orientation: int, format: str) -> None:
+    for short in (SHRINKS_FROM_PX - 1, SHRINKS_FROM_PX):
+        for size in ((short, 1000), (1000, short)):
+            shrinks = format == "JPEG" and short == SHRINKS_FROM_PX
+            assert read_header(turned(orientation, format, size)).shrinks == shrinks
+
+
+def test_decode_rgb__a_lossless_jpeg_is_never_shrunk() -> None:
+    data = lossless_jpeg(2048, 2048)  # shrunk by libjpeg-turbo 3.2, one of this size ends the process
+    assert read_header(data) == ImageHeader(2048, 2048, shrinks=False)
+    for shrink in SHRINKS:
+        pixels = decode_rgb(data, shrink)
+        assert pixels.shape == (2048, 2048, 3)
+        assert (pixels == pixels[0, 0]).all()
 
 
 def test_decode_rgb__other_formats_are_never_shrunk() -> None:
@@ -145,7 +164,7 @@ SIX = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 def test_read_header__finds_the_orientation_among_other_segments(segments: bytes, orientation: int) -> None:
     plain = encode(picture(20, 30))
     data = plain[:2] + segments + plain[2:]
-    expected = ImageHeader(20, 30, shrinks=True) if orientation == 1 else ImageHeader(30, 20, shrinks=True)
+    expected = ImageHeader(20, 30, shrinks=False) if orientation == 1 else ImageHeader(30, 20, shrinks=False)
     assert read_header(data) == expected
 
 

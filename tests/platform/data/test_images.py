@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
-from support.hostile import PHOTO, scan_bomb, with_segment
+from support.hostile import PHOTO, lossless_jpeg, of_process, scan_bomb, with_segment
 
+from heliostat.data import images
 from heliostat.data.codecs import KNOWN_FORMATS
-from heliostat.data.decode import decode_rgb
-from heliostat.data.headers import jpeg_scans
+from heliostat.data.decode import SHRINKS_FROM_PX, RgbImage, decode_rgb, read_header
+from heliostat.data.headers import jpeg_process, jpeg_scans
 from heliostat.data.images import ImageInfo, ImageLimits, Reason, inspect
 from heliostat.errors import RejectedImageError
 
@@ -145,6 +146,48 @@ def test_scans__of_the_picture_count_and_no_others() -> None:
     assert jpeg_scans(film_behind) == 10
     assert inspect(thumbnail) == inspect(film_behind) == ImageInfo(60, 40, "JPEG")
     assert jpeg_scans(GOOD["jpeg"][:-2]) == 1  # no end
+
+
+def test_jpeg_process__is_that_of_the_first_frame_that_is_a_segment() -> None:
+    jpeg = GOOD["jpeg"]
+    assert jpeg_process(jpeg) == 0xC0
+    assert jpeg_process(GOOD["progressive"]) == 0xC2
+    assert jpeg_process(lossless_jpeg(16, 16)) == 0xC3
+    assert jpeg_process(with_segment(jpeg, 0xE1, b"\xff\xc3\0\x08")) == 0xC0  # a thumbnail
+    assert jpeg_process(b"\xff\xd8\xff\xd0\xff\xff\x01 filler \xff\0" + jpeg[2:]) == 0xC0
+    assert jpeg_process(b"\xff\xd8\xff\xfe\0\0" + jpeg[2:]) == 0xC0  # a length that is too small
+    assert jpeg_process(lossless_jpeg(16, 16) + jpeg) == 0xC3
+    assert jpeg_process(jpeg[:2] + jpeg[jpeg.index(b"\xff\xda") :]) is None
+    assert jpeg_process(jpeg[:2]) is None
+
+
+def test_inspect__accepts_the_three_common_processes_and_names_another() -> None:
+    assert inspect(of_process(GOOD["jpeg"], 1)) == ImageInfo(60, 40, "JPEG")
+    for process in (3, 5, 6, 7, 9, 10, 11, 13, 14, 15):
+        with pytest.raises(RejectedImageError, match=f"process SOF{process}, accepted are baseline, ext") as caught:
+            inspect(of_process(GOOD["jpeg"], process))
+        assert caught.value.reason == "unsupported-format"
+
+
+def test_inspect__decodes_at_every_size_that_training_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(data: bytes, shrink: int = 1) -> RgbImage:
+        seen.append(shrink)
+        if shrink == 4 and data.endswith(b"broken"):
+            raise ValueError("no such size")
+        return decode_rgb(data, shrink)
+
+    monkeypatch.setattr(images, "decode_rgb", watched)
+    large, small = (encode(PHOTO.resize((1000, side)), "JPEG") for side in (SHRINKS_FROM_PX, SHRINKS_FROM_PX - 1))
+    inspect(large)
+    assert seen == [1, 2, 4, 8]
+    inspect(small)
+    inspect(encode(PHOTO.resize((1000, 900))))
+    assert seen[4:] == [1, 1]
+    assert read_header(large).shrinks
+    assert not read_header(small).shrinks
+    assert reason_of(large + b"broken") == "undecodable"
 
 
 def test_inspect__names_the_codes_value_rule_and_next_step() -> None:

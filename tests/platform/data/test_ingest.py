@@ -19,6 +19,7 @@ from support.plain_source import PlainSource
 
 from heliostat.data.images import ImageLimits, inspect
 from heliostat.data.ingest import IngestOptions, IngestProgress, IngestResult, ingest
+from heliostat.data.ingest.workspace import Workspace, ingest_id
 from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest, load_provenance
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import ShardLayout, read_row_group
@@ -307,6 +308,47 @@ def test_ingest__in_rounds_gives_the_same_rows_and_one_list_of_refused_files_eac
     again = ingest(PlainSource(str(photos)), root, "photos", options)
     assert numbers(again) == (0, 20, 22, 2)
     assert again.manifest_sha256 == result.manifest_sha256
+
+
+def test_ingest__rounds_finished_by_different_starts_add_up(root: Store, photos: Path) -> None:
+    options = IngestOptions(layout=LAYOUT, round_items=8)
+    whole = ingest(PlainSource(str(photos)), root, "whole", options)
+    source = PlainSource(str(photos))
+    workspace = Workspace(dataset_store(root, "photos").sub(f"ingests/{ingest_id(str(photos), options.limits, None)}"))
+
+    def stop(progress: IngestProgress) -> None:
+        if progress.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(source, root, "photos", options, report=stop)
+    note = workspace.load_round(0)
+    assert note is not None
+    workspace.store.delete("rounds/000000.json")  # it is done again, and finds nothing new
+    result = ingest(source, root, "photos", options)
+    assert result.dataset_images == whole.dataset_images
+    assert result.images == whole.images - note.tally.images
+    assert result.duplicates == whole.duplicates + note.tally.images
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_ingest__one_killed_around_its_manifest_counts_what_it_added(
+    root: Store, photos: Path, monkeypatch: pytest.MonkeyPatch, is_published: bool
+) -> None:
+    whole = ingest(PlainSource(str(photos)), root, "whole", SMALL)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as broken:
+        if is_published:
+            broken.setattr(Workspace, "end_round", stop)
+        else:
+            broken.setattr("heliostat.data.ingest.publishing.write_manifest", stop)
+        ingest(PlainSource(str(photos)), root, "photos", SMALL)
+    result = ingest(PlainSource(str(photos)), root, "photos", SMALL)
+    assert numbers(result) == numbers(whole)
+    assert load_manifest(root, "photos").shards == load_manifest(root, "whole").shards
 
 
 def test_ingest__a_finished_round_is_not_done_again(root: Store, photos: Path) -> None:

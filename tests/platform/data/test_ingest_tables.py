@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.data.images import DEFAULT_LIMITS, ImageLimits
+from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason
 from heliostat.data.ingest.checked import (
     CHECKED,
     extend_labels,
@@ -22,10 +23,11 @@ from heliostat.data.ingest.checked import (
 from heliostat.data.ingest.checking import stop_if_hopeless
 from heliostat.data.ingest.rounds import Refusal, Tally, cut_rounds, round_fingerprint, tally_of
 from heliostat.data.ingest.second_pass import Plan, plan_round
-from heliostat.data.ingest.workspace import ingest_id
+from heliostat.data.ingest.workspace import Workspace, ingest_id
 from heliostat.data.shards import ShardLayout
 from heliostat.data.sources import Unit
 from heliostat.errors import TooManyRefusedError
+from heliostat.storage.local import LocalStore
 
 NAMES = [bytes([first]) + bytes(30) + bytes([last]) for first in (0, 7, 255) for last in (0, 1)]
 """Hashes that end in NUL bytes or differ in the last byte alone."""
@@ -166,6 +168,18 @@ def test_stop_if_hopeless__judges_the_share_of_enough_items(
         return
     with pytest.raises(TooManyRefusedError, match=f"{refused} of {refused + usable} items"):
         stop_if_hopeless(tally, share)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_load_checked__refusals_whose_cause_may_have_passed_are_not_believed(tmp_path: Path, reason: Reason) -> None:
+    workspace = Workspace(LocalStore(tmp_path))
+    refusal = {"source": "b", "reason": reason.value, "detail": "x"}
+    units = [unit(0, 1), unit(1, 2), unit(2, 0), unit(3, 9)]
+    records = [table(image("a")), table(image("a"), refusal), table()]
+    for each, record in zip(units, records, strict=False):
+        workspace.put_checked(each, record)
+    passing = {"unreadable", "too-slow", "too-much-memory", "decoder-crashed"}
+    assert sorted(workspace.load_checked(units)) == ([0, 2] if reason.value in passing else [0, 1, 2])
 
 
 def test_ingest_id__is_another_for_whatever_changes_an_image() -> None:

@@ -117,17 +117,18 @@ def ingest(
 
 def _run_rounds(job: Job) -> Published:
     """All rounds, those that an earlier start has finished excepted."""
-    done = Published(DatasetManifest(name=job.name), Tally())
+    done = Published(DatasetManifest(name=job.name), Tally(), Tally())
     for index, units in enumerate(cut_rounds(job.source.units(), job.options.round_items)):
         fingerprint = round_fingerprint(units)
         note = job.workspace.load_round(index)
-        if note and note.fingerprint == fingerprint:
-            head = read_head(job.root, job.name)
+        head = read_head(job.root, job.name) if note else None
+        published = head.manifest.sha256 if head else None
+        if note and note.fingerprint == fingerprint and note.manifest_sha256 in (None, published):
             done = Published(
                 head.manifest if head else done.manifest, done.tally + note.tally, note.tally, note.unpublished
             )
             continue
-        done = RoundToPublish.of(job, index, *check_units(job, index, units, done.tally), done).publish()
+        done = RoundToPublish.of(job, index, fingerprint, *check_units(job, index, units, done.tally), done).publish()
         job.workspace.end_round(
             index, RoundNote(fingerprint=fingerprint, tally=done.of_round, unpublished=done.unpublished)
         )

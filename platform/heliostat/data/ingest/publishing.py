@@ -14,7 +14,7 @@ from heliostat.data.in_flight import map_in_flight
 from heliostat.data.ingest.checked import Ids, extend_labels, images_of, refusals_of, unique_images, without_known
 from heliostat.data.ingest.job import IngestProgress, Job
 from heliostat.data.ingest.ray_tasks import run_tasks
-from heliostat.data.ingest.rounds import Tally
+from heliostat.data.ingest.rounds import RoundNote, Tally
 from heliostat.data.ingest.second_pass import ChangedItem, Packed, SecondPass, plan_round
 from heliostat.data.manifest import DatasetManifest, Head, Provenance, QuarantinePart, Shard, read_head, write_manifest
 from heliostat.data.quarantine import QuarantinedFile, write_quarantine
@@ -32,7 +32,7 @@ class Published:
 
     manifest: DatasetManifest
     tally: Tally
-    of_round: Tally = Tally()
+    of_round: Tally
     unpublished: tuple[QuarantinePart, ...] = ()
 
 
@@ -42,19 +42,22 @@ class RoundToPublish:
 
     job: Job
     index: int
+    fingerprint: str
     images: pa.Table
     refused: pa.Table
     tally: Tally
     before: Published
 
     @classmethod
-    def of(cls, job: Job, index: int, checked: pa.Table, tally: Tally, before: Published) -> "RoundToPublish":
+    def of(
+        cls, job: Job, index: int, fingerprint: str, checked: pa.Table, tally: Tally, before: Published
+    ) -> "RoundToPublish":
         """A round from the rows of the first pass.
 
         Copies of an image are compared within it: with different labels they have none. What an earlier round has
         published keeps its label, whatever a later one finds.
         """
-        return cls(job, index, unique_images(images_of(checked)), refusals_of(checked), tally, before)
+        return cls(job, index, fingerprint, unique_images(images_of(checked)), refusals_of(checked), tally, before)
 
     def publish(self) -> Published:
         """Add to the newest manifest; to a newer one if another ingest publishes meanwhile.
@@ -87,6 +90,8 @@ class RoundToPublish:
             unpublished = tuple(part for part in manifest.quarantine if part not in old.quarantine)
             return Published(old, after, tally, unpublished)
         if manifest != old:
+            note = RoundNote(fingerprint=self.fingerprint, tally=tally, manifest_sha256=manifest.sha256, unpublished=())
+            self.job.workspace.begin_publishing(self.index, note)  # this process may end right after the manifest
             write_manifest(self.job.root, manifest, self._provenance(base, tally), base)
         return Published(manifest, after, tally)
 

@@ -107,4 +107,5 @@ class RoundNote(Section):
 
     fingerprint: str
     tally: Tally
+    manifest_sha256: str | None = Field(None, description="the round is finished only if the dataset has this manifest")
     unpublished: tuple[QuarantinePart, ...]

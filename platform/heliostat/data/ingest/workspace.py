@@ -87,9 +87,13 @@ class Workspace:
         return {plan: data for plan, data in found if data is not None}
 
     def load_round(self, index: int) -> RoundNote | None:
-        """The note of a round, if it is finished."""
+        """The note of a round, if it is finished, or if it was about to publish a manifest."""
         note = self._get(_round_key(index))
         return RoundNote.model_validate_json(note) if note else None
+
+    def begin_publishing(self, index: int, note: RoundNote) -> None:
+        """Note what a round will have done as soon as the manifest that the note names is the dataset's."""
+        self.store.put(_round_key(index), note.model_dump_json().encode())
 
     def end_round(self, index: int, note: RoundNote) -> None:
         """Note that a round is finished and remove everything that it needed."""

@@ -20,10 +20,10 @@ from heliostat.errors import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Denied(RefusedItem):
-    """An object that its store does not give out: the fault of a line, unless no object is given out."""
+class _RefusedObject(RefusedItem):
+    """An object that cannot be taken; ``denied`` if its store does not say what is there."""
 
-    error: StorageError
+    denied: StorageError | None = None
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,21 @@ class KeysSource(ListSource):
             StorageError: the store does not cooperate, or denies all objects of the unit: then more than a line of
                 the list is wrong, the credentials for example.
         """
-        denied: list[_Denied] = []
+        denied: list[RefusedItem] = []
+        cause: StorageError | None = None
         is_answered = False
         for item in super().read(unit, limits):
-            is_answered = is_answered or isinstance(item, Item)
-            if isinstance(item, _Denied):
+            if isinstance(item, _RefusedObject) and item.denied:
+                cause = cause or item.denied
                 denied.append(item)
             else:
+                is_answered = is_answered or isinstance(item, Item | _RefusedObject)
                 yield item
             if is_answered:
                 yield from denied
                 denied = []
-        if denied:
-            raise denied[0].error
+        if denied and cause:
+            raise cause
 
     def fetch(self, entry: Entry, limits: ImageLimits) -> Item | RefusedItem:
         """See ``ListSource.fetch``. One request; never more than one byte beyond the limit."""
@@ -60,15 +62,15 @@ class KeysSource(ListSource):
             data = patient_store_at(store_url).get(key, 0, limits.max_bytes + 1)
             if len(data) > limits.max_bytes:
                 size = patient_store_at(store_url).size(key)
-                return RefusedItem(_shown(entry), Reason.TOO_MANY_BYTES, too_many_bytes(size, limits).fact)
+                return _RefusedObject(_shown(entry), Reason.TOO_MANY_BYTES, too_many_bytes(size, limits).fact)
         except InvalidUrlError as error:  # it may hold a password, so it is not repeated
             return RefusedItem(self._line(entry), Reason.UNSAFE_NAME, error.fact)
         except InvalidKeyError as error:
             return RefusedItem(_shown(entry), Reason.UNSAFE_NAME, _fact(entry, error))
         except ObjectNotFoundError as error:
-            return RefusedItem(_shown(entry), Reason.UNREADABLE, _fact(entry, error))
+            return _RefusedObject(_shown(entry), Reason.UNREADABLE, _fact(entry, error))
         except (StoreDeniedError, StoreFailedError) as error:
-            return _Denied(_shown(entry), Reason.UNREADABLE, _fact(entry, error), error)
+            return _RefusedObject(_shown(entry), Reason.UNREADABLE, _fact(entry, error), error)
         return Item(entry.address, entry.label, data, ObjectPlace(store=store_url, key=key, size=len(data)))
 
     def _line(self, entry: Entry) -> str:

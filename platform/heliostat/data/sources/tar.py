@@ -13,7 +13,7 @@ from typing import IO
 from heliostat.config.base import Section
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits, Reason, too_many_bytes
 from heliostat.data.sources.files import SourceFile, find_files, open_file
-from heliostat.data.sources.names import cause_of, is_companion, text_of
+from heliostat.data.sources.names import LINK_LEAVES, cause_of, is_companion, text_of
 from heliostat.data.sources.source import (
     UNIT_BYTES,
     UNIT_ITEMS,
@@ -63,6 +63,9 @@ class TarSource(Source):
     def read(self, unit: Unit, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Item | RefusedItem]:
         """See ``Source.read``. Holds the images of one sample, together no more than ``limits.max_bytes``."""
         spec = _Spec.model_validate_json(unit.spec)
+        if spec.file.is_outside:
+            yield RefusedItem(spec.file.name, Reason.LINK_LEAVES_SOURCE, LINK_LEAVES)
+            return
         try:
             with open_file(spec.file.place) as file:
                 yield from _read(file, spec, limits)

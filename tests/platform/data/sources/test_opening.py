@@ -89,13 +89,33 @@ def test_open_source__labels_go_with_folders_only(here: Path) -> None:
         open_source("tars", labels=here / "l.csv")
 
 
+def test_open_source__one_archive_makes_no_archives_of_photographs(here: Path) -> None:
+    for name in ("a.tar", "b.jpg", "c.parquet"):
+        (here / "photos/a" / name).write_bytes(b"x")
+    for name in ("1.idx", "1.tar"):
+        (here / "tars" / name).write_bytes(b"x")
+    source = open_source("photos")
+    assert source == FolderSource("photos")
+    found = [item for unit in source.units() for item in source.read(unit)]
+    assert [item.source for item in found] == [
+        "a/a.tar",
+        "a/b.jpg",
+        "a/c.parquet",
+        "a/x.jpg",
+    ]  # the decoder refuses them
+    assert isinstance(open_source("tars"), TarSource)  # an index is no photograph
+    (here / "tars/2.parquet").write_bytes(b"x")
+    with pytest.raises(InvalidValueError, match="holds both tar archives and Parquet files"):
+        open_source("tars")
+
+
 @pytest.mark.s3
 def test_open_source__on_s3_by_the_first_object(s3_root: str) -> None:
     store = open_store(s3_root)
-    for key in ("a/README.md", "a/x/1.tar", "b/x.parquet", "c/x.jpg"):
+    for key in ("a/README.md", "a/x/1.tar", "b/x.parquet", "c/x.jpg", "e/a.tar", "e/b.png", "f/a/1.tar", "f/b/1.jpg"):
         store.put(key, b"")
-    kinds = {key: type(open_source(f"{s3_root}/{key}")) for key in "abc"}
-    assert kinds == {"a": TarSource, "b": ParquetSource, "c": PrefixSource}
+    kinds = {key: type(open_source(f"{s3_root}/{key}")) for key in "abcef"}
+    assert kinds == {"a": TarSource, "b": ParquetSource, "c": PrefixSource, "e": PrefixSource, "f": TarSource}
     with pytest.raises(SourceNotFoundError, match="does not exist"):
         open_source(f"{s3_root}/d")
 

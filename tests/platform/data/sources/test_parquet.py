@@ -133,6 +133,40 @@ def test_parquet__a_repeated_value_of_a_dictionary_is_read_one_at_a_time(tmp_pat
     assert peak < 64 * 2**20
 
 
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_parquet__a_row_group_that_expands_enormously_is_refused_before_it_is_read(
+    tmp_path: Path, in_struct: bool
+) -> None:
+    image = pa.array([b"ok", bytes(100 * 2**20), b"too"], pa.binary())
+    cells = pa.StructArray.from_arrays([image], ["bytes"]) if in_struct else image
+    with pq.ParquetWriter(tmp_path / "t.parquet", pa.schema({"image": cells.type}), compression="zstd") as writer:
+        for row in range(3):
+            writer.write_table(pa.table({"image": cells.slice(row, 1)}))
+    before = pa.default_memory_pool().max_memory()
+    found = read(tmp_path / "t.parquet")
+    assert pa.default_memory_pool().max_memory() == before
+    assert [item.data for item in found if isinstance(item, Item)] == [b"ok", b"too"]
+    (item,) = (item for item in found if isinstance(item, RefusedItem))
+    assert (item.source, item.reason) == ("t.parquet", Reason.BROKEN_ARCHIVE)
+    assert "row group 1 cannot be read on: its images expand from" in item.detail
+
+
+def test_parquet__a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in/a.parquet", tmp_path / "out.parquet"
+    inside.parent.mkdir()
+    for path in (inside, outside):
+        pq.write_table(pa.table({"image": [path.name.encode()]}), path)
+    (tmp_path / "in/b.parquet").symlink_to("a.parquet")
+    (tmp_path / "in/c.parquet").symlink_to(outside)
+    found = read(tmp_path / "in")
+    assert [item.data for item in found if isinstance(item, Item)] == [b"a.parquet"] * 2
+    assert refused(found) == [("c.parquet", Reason.LINK_LEAVES_SOURCE)]
+    inside.unlink()
+    (tmp_path / "in/b.parquet").unlink()
+    with pytest.raises(SourceNotFoundError, match="the link leads out of the source folder"):
+        read(tmp_path / "in")
+
+
 def test_parquet__byte_limit(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x" * 11, b"x" * 10]}), tmp_path / "t.parquet")
     found = read(tmp_path / "t.parquet", ImageLimits(max_bytes=10))

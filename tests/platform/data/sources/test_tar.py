@@ -212,6 +212,16 @@ def test_tar__patterns_name_archives_in_order_and_what_is_missing(tmp_path: Path
     assert names(read(tmp_path / "s-*.tar")) == ["s-08.tar/x.jpg", "s-10.tar/x.jpg", "s-11.tar/x.jpg"]
 
 
+def test_tar__a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.tar", "out.tar"):
+        (tmp_path / name).write_bytes(archive([("x.jpg", name.encode())]))
+    (tmp_path / "in/b.tar").symlink_to(tmp_path / "out.tar")
+    found = read(tmp_path / "in")
+    assert names(found) == ["a.tar/x.jpg"]
+    assert refused(found) == [("b.tar", Reason.LINK_LEAVES_SOURCE)]
+
+
 def test_tar__a_plain_one_is_cut_between_samples(tmp_path: Path) -> None:
     members = [(f"{number:04d}.{kind}", f"{number}{kind}".encode()) for number in range(600) for kind in ("cls", "jpg")]
     (tmp_path / "a.tar").write_bytes(archive(members, format=tarfile.PAX_FORMAT))
