@@ -22,8 +22,6 @@ from read_costs import epoch_steps, share_of, source_of
 from stream_peers import SLOT_BATCH, SLOTS, Peer, Setup
 
 _SAMPLE_S = 0.25
-_PAUSED_S = 8.0
-"""How long the worker takes nothing while memory is measured: time to fill every buffer."""
 _BLOCKS_WAITING = 2
 """Of each of Ray Data's tasks: its own bound (2.60)."""
 _BYTES_PER_MIB = 2**20
@@ -43,12 +41,14 @@ class RayPeer(Peer):
         super().__init__(self._steps())
 
     def __enter__(self) -> Self:
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # it would report what a feeder leaves undone when it is ended
         self._open.enter_context(local_ray(os.cpu_count() or 1))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
         self._open.close()
 
     def idle(self, seconds: float) -> dict[str, float]:
@@ -57,7 +57,7 @@ class RayPeer(Peer):
         time.sleep(seconds)
         return {kind: spent / seconds for kind, spent in cpu_spent(before, tree_use()).items()}
 
-    def memory(self, images: int) -> dict[str, float]:
+    def memory(self, images: int, paused_s: float) -> dict[str, float]:
         """Peaks in MiB while so many images are made and then none is taken: of a process's own, and Ray's objects."""
         peaks = {"feeder": 0.0, "data_tasks": 0.0, "objects": 0.0}
         stopping = Event()
@@ -72,7 +72,7 @@ class RayPeer(Peer):
         watching = Thread(target=look)
         watching.start()
         self._take(images)
-        time.sleep(_PAUSED_S)
+        time.sleep(paused_s)
         stopping.set()
         watching.join()
         return peaks
@@ -93,7 +93,7 @@ class RayPeer(Peer):
         return seconds
 
     def epoch(self, root: str, name: str) -> list[int]:
-        """Bytes read and bytes used of an epoch through Ray Data, by a single worker."""
+        """Bytes read and bytes used of an epoch of a dataset of ``read_costs.py`` through Ray Data, by one worker."""
         source, share = source_of(open_store(root), name), share_of(1, 0)
         read = used = 0
         for samples in stream_samples(source, share, 0, epoch_steps(source, share)):
