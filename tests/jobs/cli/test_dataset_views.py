@@ -90,7 +90,7 @@ def test_materialize__writes_a_dataset_that_reads_alone(root: Path, capsys: pyte
     written = load_manifest(open_store(str(root)), "best-images")
     assert (answer["manifest_sha256"], answer["images"], written.rows) == (written.sha256, 8, 8)
     assert heliostat("dataset", "materialize", f"{root}/best", "best-images") == 0  # again: nothing to do
-    assert heliostat("dataset", "materialize", f"{root}/best", "photos") == 1
+    assert heliostat("dataset", "materialize", f"{root}/best", "photos") == 2
     assert "HS-DATA-012" in capsys.readouterr().err
     assert heliostat("dataset", "verify", f"{root}/best-images") == 0
 
