@@ -96,11 +96,11 @@ def predicted_ratio(root: Store, name: str) -> float:
     return predict_selection(root, head.manifest)
 
 
-def source_of(root: Store, name: str) -> SampleSource:
-    """The dataset, in the order of a run."""
+def source_of(root: Store, name: str, workers: int = 1) -> SampleSource:
+    """The dataset, in the order of a run of so many workers."""
     head = read_head(root, name)
     assert head is not None
-    return SampleSource(root, (PinnedDataset(name, head.manifest.sha256),), 0, _WINDOW_GROUPS)
+    return SampleSource(root, (PinnedDataset(name, head.manifest.sha256),), 0, _WINDOW_GROUPS, workers=workers)
 
 
 def share_of(workers: int, rank: int) -> WorkerShare:
@@ -115,7 +115,7 @@ def epoch_steps(source: SampleSource, share: WorkerShare) -> int:
 
 def read_epoch(root: Store, name: str, workers: int, rank: int) -> ReadCost:
     """One worker's images of an epoch."""
-    source, share = source_of(root, name), share_of(workers, rank)
+    source, share = source_of(root, name, workers), share_of(workers, rank)
     plan = plan_chunks(share, source.image_bytes, source.order.window_rows, 0, epoch_steps(source, share))
     read = used = 0
     for chunk in range(plan.chunks):
