@@ -109,9 +109,10 @@ class _Opened:
             for each, manifest in zip(source.datasets, manifests, strict=True)
         )
         self.order = RunOrder(orders, shares)
-        self.readers = [
-            RowReader(source.root, manifest, source.cache, alone=source.workers == 1) for manifest in manifests
-        ]
+        # Of two workers each still does better with whole row groups that it keeps: 2.0 bytes read per byte used instead
+        # of 3.1; of eight, with ranges: 3.2 instead of 5.8 (measured with images of 28 kB).
+        alone = source.workers <= 2
+        self.readers = [RowReader(source.root, manifest, source.cache, alone=alone) for manifest in manifests]
         means = [manifest.size_bytes / manifest.rows for manifest in manifests]
         self.image_bytes = float(np.average(means, weights=shares))
 
