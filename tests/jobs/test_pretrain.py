@@ -126,7 +126,7 @@ def test_run__a_mix_on_an_object_store_and_its_evaluation(tmp_path: Path, images
         f"streaming.cache_dir={tmp_path / 'cache'}",
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    refused = heliostat("run", str(recipe), *overrides, "--set", "streaming.crops_on=pool", expect=1)
+    refused = heliostat("run", str(recipe), *overrides, "--set", "streaming.crops_on=pool", expect=2)
     assert refused["error"]["code"] == "HS-DATA-010"  # the embedded Ray has no pool of CPU nodes
 
     heliostat("run", str(recipe), *overrides)

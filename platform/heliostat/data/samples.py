@@ -109,8 +109,8 @@ class _Opened:
             for each, manifest in zip(source.datasets, manifests, strict=True)
         )
         self.order = RunOrder(orders, shares)
-        # Of two workers each still does better with whole row groups that it keeps: 2.0 bytes read per byte used instead
-        # of 3.1; of eight, with ranges: 3.2 instead of 5.8 (measured with images of 28 kB).
+        # Each of two workers still does better with whole row groups that it keeps: 2.0 bytes read per byte used, not
+        # 3.1; each of eight with ranges: 3.2, not 5.8 (measured with images of 28 kB).
         alone = source.workers <= 2
         self.readers = [RowReader(source.root, manifest, source.cache, alone=alone) for manifest in manifests]
         means = [manifest.size_bytes / manifest.rows for manifest in manifests]
