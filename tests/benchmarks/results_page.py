@@ -1,6 +1,7 @@
 """RESULTS.md: what all benches found, for people and, line by line, for programs."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +43,22 @@ def results_page(
     return "\n\n".join([head, *(sections[kind] for kind in sorted(sections))]) + "\n"
 
 
+def results_of(page: str, kind: str) -> list[BenchResult]:
+    """What the page says of this kind of machine."""
+    results = []
+    for line in _sections(page).get(kind, "").splitlines():
+        with suppress(ValueError):  # the rest of the section
+            results.append(BenchResult.from_json(line))
+    return results
+
+
 def durations_of(page: str, quick: bool, kind: str) -> dict[str, float]:
     """Seconds that each bench file took on this kind of machine, in the same mode."""
-    durations: dict[str, float] = {}
-    for line in _sections(page).get(kind, "").splitlines():
-        try:
-            result = BenchResult.from_json(line)
-        except ValueError:  # the rest of the section
-            continue
-        if result.details.get("quick") == quick:
-            durations[f"bench_{result.bench}"] = float(result.details["duration_s"])
-    return durations
+    return {
+        f"bench_{result.bench}": float(result.details["duration_s"])
+        for result in results_of(page, kind)
+        if result.details.get("quick") == quick
+    }
 
 
 def _sections(page: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from frame import BenchResult
 from machine import machine_facts
-from results_page import Failure, durations_of, machine_kind, results_page
+from results_page import Failure, durations_of, machine_kind, results_of, results_page
 
 FOLDER = Path(__file__).parent
 _HEARTBEAT_S = 15.0
@@ -105,12 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="pass --quick on to every bench")
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md", help="the page to write")
+    parser.add_argument("--only", metavar="AREA", help="run bench_AREA.py alone; of the others the last results stay")
     flags = parser.parse_args(arguments)
     facts = machine_facts()
+    kind = machine_kind(facts)
     before = flags.output.read_text(encoding="utf-8") if flags.output.exists() else ""
-    found = run_benches(
-        sorted(FOLDER.glob("bench_*.py")), flags.quick, durations_of(before, flags.quick, machine_kind(facts))
-    )
+    scripts = sorted(FOLDER.glob(f"bench_{flags.only or '*'}.py"))
+    if not scripts:
+        parser.error(f"there is no bench_{flags.only}.py")
+    kept = [each for each in results_of(before, kind) if flags.only and each.bench != flags.only]
+    measured = run_benches(scripts, flags.quick, durations_of(before, flags.quick, kind))
+    found = sorted([*measured, *kept], key=lambda each: each.bench.removeprefix("bench_"))
     flags.output.write_text(results_page(facts, found, flags.quick, before), encoding="utf-8")
     failures = [each.bench for each in found if isinstance(each, Failure)]
     print(f"wrote {flags.output}" + (f"; FAILED: {', '.join(failures)}" if failures else ""))

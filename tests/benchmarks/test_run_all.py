@@ -5,7 +5,7 @@ import pytest
 
 from frame import BenchResult
 from machine import machine_facts
-from results_page import Failure, durations_of, results_page
+from results_page import Failure, durations_of, results_of, results_page
 from run_all import Outlook, run_benches
 
 FOUND = BenchResult(
@@ -74,6 +74,7 @@ def test_results_page__keeps_what_was_measured_on_other_machines() -> None:
 
 def test_durations_of__reads_the_same_mode_and_kind_of_machine() -> None:
     page = results_page(machine_facts() | {"gpu": None}, [FOUND], quick=True)
+    assert [each.to_json() for each in results_of(page, "CPU")] == [FOUND.to_json()]
     assert durations_of(page, quick=True, kind="CPU") == {"bench_toy": 42.0}
     assert durations_of(page, quick=False, kind="CPU") == {}
     assert durations_of(page, quick=True, kind="Abacus 9000") == durations_of("", quick=True, kind="CPU") == {}
