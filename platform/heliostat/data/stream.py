@@ -32,6 +32,8 @@ _TASK_CPUS = 0.25
 """Fetching waits for storage most of the time. Whole CPUs would starve the workers, or be starved by them for ever (a
 deadlock was seen with actors that held all CPUs)."""
 _TASKS_AT_ONCE = 2
+_CHUNKS_AHEAD = 8
+"""As many wait for a worker in Ray's memory, in bytes. Without a bound Ray Data fills half of it for every worker."""
 _FAILED = -1
 """Position of a row that holds an error."""
 
@@ -46,6 +48,8 @@ class ChunkPlan:
     steps_per_chunk: int
     direct: int
     """Chunks at the start that are read without Ray Data."""
+    chunk_bytes: int
+    """At least those of a chunk."""
 
     @property
     def chunks(self) -> int:
@@ -72,7 +76,8 @@ def plan_chunks(share: WorkerShare, image_bytes: float, window_rows: int, first_
     most = min(CHUNK_SAMPLES, CHUNK_BYTES / max(image_bytes, 1))
     steps_per_chunk = max(1, int(most // samples))
     window_steps = math.ceil(window_rows / share.global_batch)
-    return ChunkPlan(first_step, steps, steps_per_chunk, math.ceil(window_steps / steps_per_chunk))
+    chunk_bytes = max(CHUNK_BYTES, math.ceil(steps_per_chunk * samples * image_bytes))
+    return ChunkPlan(first_step, steps, steps_per_chunk, math.ceil(window_steps / steps_per_chunk), chunk_bytes)
 
 
 def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, steps: int) -> Iterator[Samples]:
@@ -114,17 +119,21 @@ def _through_ray(read: Callable[[int], pa.Table], plan: ChunkPlan, share: Worker
         return
     import ray.data
 
+    from heliostat.data.chunk_tasks import ChunkTasks
     from heliostat.data.executor_pause import PauseBetweenTurns
 
-    def fetch(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        for index in batch["id"].tolist():
-            try:
-                yield read(plan.direct + index)
-            except HeliostatError as error:
-                yield _failure(error)
+    def fetch(chunk: int) -> pa.Table:
+        try:
+            return read(plan.direct + chunk)
+        except HeliostatError as error:
+            return _failure(error)
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+        object_store_memory=_CHUNKS_AHEAD * plan.chunk_bytes
+    )
+    context.target_max_block_size = plan.chunk_bytes  # by default several chunks wait until they are 128 MiB together
     context.custom_execution_callback_classes = [PauseBetweenTurns]
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # nobody reads what a thread in every task would measure each second
@@ -132,8 +141,11 @@ def _through_ray(read: Callable[[int], pa.Table], plan: ChunkPlan, share: Worker
     # A consumer that waits for a checkpoint, or storage that is away, is no failure of the execution.
     context.execution_no_progress_timeout_s = -1
     chunks = plan.chunks - plan.direct
-    dataset = ray.data.range(chunks, override_num_blocks=min(chunks, _MAX_BLOCKS)).map_batches(
-        fetch, batch_size=1, num_cpus=_TASK_CPUS, compute=ray.data.TaskPoolStrategy(min(chunks, _TASKS_AT_ONCE))
+    dataset = ray.data.read_datasource(
+        ChunkTasks(chunks, fetch),
+        override_num_blocks=min(chunks, _MAX_BLOCKS),
+        num_cpus=_TASK_CPUS,
+        concurrency=min(chunks, _TASKS_AT_ONCE),
     )
     yield from dataset.iter_batches(
         batch_size=share.samples_per_step, batch_format="pyarrow", prefetch_batches=2, drop_last=False
