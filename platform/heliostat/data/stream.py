@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from heliostat import errors
