@@ -14,7 +14,7 @@ _PARENT, _USER, _SYSTEM = 1, 11, 12
 """Fields 4, 14 and 15 of proc(5), counted from the one after the name."""
 _KINDS = (
     ("ray::Feeder", "feeder"),
-    ("ray::MapBatches", "data_tasks"),
+    ("ray::ReadChunkTasks", "data_tasks"),
     ("ray::IDLE", "data_tasks"),
     ("ray::", "ray_actors"),
     ("raylet/raylet", "raylet"),

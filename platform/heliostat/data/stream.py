@@ -12,7 +12,7 @@ depends on timing, and it restarts at sample 0 with every worker group.
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def plan_chunks(share: WorkerShare, image_bytes: float, window_rows: int, first_
     return ChunkPlan(first_step, steps, steps_per_chunk, math.ceil(window_steps / steps_per_chunk), chunk_bytes)
 
 
-def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, steps: int) -> Iterator[Samples]:
+def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, steps: int) -> Generator[Samples]:
     """The worker's samples of each step from ``first_step`` to ``steps``; needs an initialised Ray.
 
     Raises:

@@ -6,8 +6,11 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -38,6 +41,8 @@ SHARDS = ((5, 7, 3), (6, 4))
 ROWS = sum(map(sum, SHARDS))
 SLOTS, SLOT_BATCH = 5, 3
 GLOBAL_BATCH = SLOTS * SLOT_BATCH
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Little more than Ray's minimum, so that a stream must live with little."""
 
 
 def image(row: int) -> bytes:
@@ -93,7 +98,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SampleSource:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     yield
     ray.shutdown()
 
@@ -297,6 +309,42 @@ def test_stream_samples__the_first_batch_does_not_wait_for_ray_data(source: Samp
         assert next(steps).positions == share.positions(step)
     released.touch()
     assert len(list(steps)) == STEPS - plan.direct * plan.steps_per_chunk
+
+
+@through_ray
+def test_stream_samples__goes_on_when_rays_memory_is_smaller_than_what_it_reads_ahead(
+    source: SampleSource, local_ray: None
+) -> None:
+    """Ray Data's bookkeeping of memory once held back the only task that the waiting consumer needed, for ever."""
+    image_bytes = 300_000
+
+    class Large(SampleSource):
+        """Images of that size."""
+
+        @property
+        def image_bytes(self) -> float:
+            return image_bytes
+
+        def read(self, positions: Sequence[int]) -> pa.Table:
+            table = super().read(positions)
+            padded = pa.array([image.ljust(image_bytes) for image in table["image"].to_pylist()], pa.binary())
+            return table.set_column(table.schema.get_field_index("image"), "image", padded)
+
+    assert 100 * GLOBAL_BATCH * image_bytes > 4 * OBJECT_STORE_BYTES
+    share = WorkerShare(SlotPlan(SLOTS, 1), 0, SLOT_BATCH)
+    found: list[list[int]] = []
+
+    def consume() -> None:
+        large = Large(source.root, source.datasets, source.seed, source.window_groups)
+        with closing(stream_samples(large, share, 0, 100_000)) as steps:  # a run of a usual length has many chunks
+            for step, samples in enumerate(islice(steps, 100)):
+                found.append(samples.positions)
+                time.sleep(2 if step in (30, 60) else 0)  # all that may be read ahead is
+
+    consumer = Thread(target=consume, daemon=True)
+    consumer.start()
+    consumer.join(timeout=120)
+    assert found == [share.positions(step) for step in range(100)]
 
 
 def test_pause__is_called_in_every_turn_of_rays_executor(local_ray: None) -> None:
