@@ -41,6 +41,13 @@ def tree_use() -> dict[int, Use]:
     return {process: use for process in _descendants(os.getpid()) if (use := _use(process))}
 
 
+def own() -> float:
+    """Memory in MiB that only this process has."""
+    use = _use(os.getpid())
+    assert use is not None
+    return use.own_mib
+
+
 def cpu_spent(before: Mapping[int, Use], after: Mapping[int, Use]) -> dict[str, float]:
     """CPU seconds between two looks, by kind. What a process did that ended meanwhile is lost."""
     spent: defaultdict[str, float] = defaultdict(float)

@@ -1,11 +1,12 @@
 """The product's own path from a dataset to what a training step takes, on a Ray of its own, as a peer."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -13,7 +14,7 @@ from typing import Self
 from heliostat.data.in_flight import THREADS
 from heliostat.data.reading import GROUPS_MAX_BYTES, INDEXES_MAX_BYTES
 from heliostat.data.samples import Samples, SampleSource, WorkerShare
-from heliostat.data.stream import _TASKS_AT_ONCE, CHUNK_BYTES, CHUNK_SAMPLES, stream_samples
+from heliostat.data.stream import _CHUNKS_AHEAD, CHUNK_BYTES, CHUNK_SAMPLES, stream_samples
 from heliostat.storage import open_store
 from heliostat.training.feed import _STEPS_AHEAD, Feed
 from heliostat_cluster.local import local_ray
@@ -22,8 +23,6 @@ from read_costs import epoch_steps, share_of, source_of
 from stream_peers import SLOT_BATCH, SLOTS, Peer, Setup
 
 _SAMPLE_S = 0.25
-_BLOCKS_WAITING = 2
-"""Of each of Ray Data's tasks: its own bound (2.60)."""
 _BYTES_PER_MIB = 2**20
 
 
@@ -115,21 +114,27 @@ class RayPeer(Peer):
 
 
 def _objects_mib() -> float:
-    """Pages of Ray's object store that have been used; it keeps them, and goes round in them."""
-    for process, use in tree_use().items():
-        if use.kind == "raylet":
-            files = (file.stat() for file in Path(f"/proc/{process}/fd").iterdir() if "plasma" in str(file.readlink()))
-            return sum(file.st_blocks for file in files) * 512 / _BYTES_PER_MIB
-    return 0.0
+    """What is in Ray's object store, as the node reports it several times a second."""
+    import ray
+
+    whole = ray.cluster_resources()["object_store_memory"]
+    return float(whole - ray.available_resources().get("object_store_memory", 0.0)) / _BYTES_PER_MIB
+
+
+def libraries_mib() -> float:
+    """What a process takes that has imported what feeders and data tasks import, and has done nothing."""
+    program = "import heliostat.training.feed, heliostat.data.stream, ray.data, process_tree; print(process_tree.own())"
+    return float(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def stated_mib(image_bytes: float, crop_bytes: int, group_bytes: int) -> dict[str, float]:
     """Bounds of what ``RayPeer.memory`` measures, in MiB, from the constants of the stream and the feed.
 
-    Python and its libraries come on top. A process that reads keeps row groups and indexes up to their bounds; a read
-    holds its images as they came, as a list and as a table, and in each of its threads a row group. The feeder reads
-    two chunks ahead and makes a slot. Objects are what Ray Data's tasks have brought and nobody has taken, and the
-    crops of the steps ahead, of the one that is taken, and of the slots that are being written.
+    Python and its libraries come on top of what processes take, see ``libraries_mib``. A process that reads keeps row
+    groups and indexes up to their bounds; a read holds its images as they came, as a list and as a table, and in each
+    of its threads a row group. The feeder reads two chunks ahead and makes a slot. Objects are what Ray Data's tasks
+    have brought and nobody has taken, the chunk that is being handed out, and the crops of the steps ahead, of the one
+    that is taken, and of the slots that are being written.
     """
     chunk = min(CHUNK_BYTES, CHUNK_SAMPLES * image_bytes)
     keeps = GROUPS_MAX_BYTES + INDEXES_MAX_BYTES
@@ -138,6 +143,6 @@ def stated_mib(image_bytes: float, crop_bytes: int, group_bytes: int) -> dict[st
     bounds = {
         "feeder": keeps + 2 * reads + 2 * SLOT_BATCH * crop_bytes,
         "data_tasks": keeps + reads,
-        "objects": _TASKS_AT_ONCE * (_BLOCKS_WAITING + 1) * chunk + (_STEPS_AHEAD + 2) * step,
+        "objects": _CHUNKS_AHEAD * CHUNK_BYTES + chunk + (_STEPS_AHEAD + 2) * step,
     }
     return {name: bound / _BYTES_PER_MIB for name, bound in bounds.items()}

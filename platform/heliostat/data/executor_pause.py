@@ -14,7 +14,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 AWAITED_S = 0.05
 """Pause while nothing is there to take: twenty turns a second start more tasks than storage can serve."""
-AHEAD_S = 0.5
+AHEAD_S = 1.0
 """Pause while something is."""
 
 

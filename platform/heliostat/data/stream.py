@@ -24,7 +24,7 @@ from heliostat.data.samples import Samples, SampleSource, WorkerShare
 from heliostat.errors import HeliostatError, SampleOrderError
 
 CHUNK_SAMPLES = 512
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """Of encoded images: what one task brings to one worker at most, unless a single step is more."""
 _MAX_BLOCKS = 2000
 _TASK_CPUS = 0.25

@@ -287,7 +287,7 @@ class Feed:
                 return cause  # type: ignore[no-any-return]  # Ray is not typed
             self._deaths.append(type(cause).__name__)
             if len(self._deaths) == _ATTEMPTS:
-                return self._crashed(step, underway)
+                return self._crashed(step, underway, str(cause).strip().splitlines()[-1])
             self.close()
             self._begin(step)
             return None
@@ -318,8 +318,8 @@ class Feed:
             )
         )
 
-    def _crashed(self, step: int, underway: list[_Underway]) -> DecoderCrashedError:
-        """Names the images of the first slot that could not be made."""
+    def _crashed(self, step: int, underway: list[_Underway], last_words: str) -> DecoderCrashedError:
+        """Names the images of the first slot that could not be made, and what Ray says of the process."""
         import ray
         from ray.exceptions import RayError
 
@@ -333,7 +333,7 @@ class Feed:
                 break
         return DecoderCrashedError(
             f"the process that decodes died {_ATTEMPTS} times over step {step}, in a slot with the images "
-            f"{', '.join(name[:16] for name in ids) or '(lost with it)'}",
+            f"{', '.join(name[:16] for name in ids) or '(lost with it)'}; Ray says of it: {last_words.rstrip('.')}",
             "Look for the kernel's out-of-memory messages; ingest the dataset without the image that kills its decoder",
         )
 
