@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -124,7 +125,9 @@ def _objects_mib() -> float:
 def libraries_mib() -> float:
     """What a process takes that has imported what feeders and data tasks import, and has done nothing."""
     program = "import heliostat.training.feed, heliostat.data.stream, ray.data, process_tree; print(process_tree.own())"
-    return float(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout)
+    here = Path(__file__).parent
+    found = subprocess.run([sys.executable, "-c", program], cwd=here, stdout=subprocess.PIPE, text=True, check=True)
+    return float(found.stdout)
 
 
 def stated_mib(image_bytes: float, crop_bytes: int, group_bytes: int) -> dict[str, float]:
