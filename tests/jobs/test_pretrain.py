@@ -24,8 +24,9 @@ from heliostat.objectives.step import TrainingStep
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store, sample_source
+from heliostat.training.attempt import run_store
 from heliostat.training.feed import slot_batch
+from heliostat.training.inputs import sample_source
 from heliostat.training.ledger import EMPTY, next_digest, slot_digest
 from heliostat_jobs.runs import load_run
 

@@ -23,9 +23,11 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.order import SampleOrder
 from heliostat.data.samples import Samples, WorkerShare
 from heliostat.data.slots import SlotPlan
+from heliostat.objectives.engine import MASTER, MOMENTS, Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import StepInput, prepare_slot, slot_batch
+from heliostat.training.state import owned_slices
 
 CPU_DEVICE = torch.device("cpu")
 IMAGES = 96
@@ -117,8 +119,10 @@ class Trace:
     slots: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
     """(step, slot) to digests of its ids, crops and masks."""
     student: dict[str, Tensor] = field(default_factory=dict)
+    """Its parameters, flat."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
     teacher: dict[str, Tensor] = field(default_factory=dict)
-    """The teacher, and what else all workers hold whole, by ``kind|name``."""
+    """The teacher and what else is no part of the student, by ``kind|name``."""
 
 
 def slot_digests(step: StepInput, plan: SlotPlan, rank: int) -> dict[tuple[int, int], dict[str, str]]:
@@ -147,18 +151,32 @@ def train(recipe: PretrainRecipe, engine: Any, steps: range, teacher: Network, t
         result = training.run(step, [slot_batch(slot, torch.device("cpu")) for slot in prepared.slots])
         trace.terms.append(result.terms)
         trace.norms.append(result.gradient_norms)
-    trace.student = {name: value.detach().clone() for name, value in engine.student.state_dict().items()}
-    trace.teacher = whole_state(training)
+    note_state(trace, training, engine)
     return trace
 
 
-def whole_state(training: TrainingStep) -> dict[str, Tensor]:
-    """A copy of what every worker holds whole, by ``kind|name``."""
-    return {
-        f"{kind}|{name}": value.clone()
-        for kind, tensors in training.replicated_state().items()
-        for name, value in tensors.items()
-    }
+def note_state(trace: Trace, training: TrainingStep, engine: Engine) -> None:
+    """Put the whole state of a training into a trace, wherever workers have its parts; all workers call it."""
+    state = whole_state(training, engine)
+    trace.student = {name.split("|")[1]: values for name, values in state.items() if name.startswith(f"{MASTER}|")}
+    trace.moments = {name: values for name, values in state.items() if name.startswith(MOMENTS)}
+    trace.teacher = {name: values for name, values in state.items() if not name.startswith((MASTER, *MOMENTS))}
+
+
+def whole_state(training: TrainingStep, engine: Engine) -> dict[str, Tensor]:
+    """All tensors of a training's state, flat, by ``kind|name``, put together from all workers' shares."""
+    mine = [
+        (each.tensor, each.offset, each.values.detach().clone())
+        for each in owned_slices(training, engine.rank, engine.world_size)
+    ]
+    shares: list[Any] = [mine]
+    if engine.world_size > 1:
+        shares = [None] * engine.world_size
+        dist.all_gather_object(shares, mine)
+    state = {name: torch.full((numel,), torch.nan) for name, numel in training.tensor_sizes().items()}
+    for name, offset, values in (part for share in shares for part in share):
+        state[name][offset : offset + len(values)] = values
+    return state
 
 
 def new_networks(recipe: PretrainRecipe) -> tuple[Network, Network]:

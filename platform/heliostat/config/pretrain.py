@@ -239,8 +239,15 @@ class TrainingConfig(Section):
     freeze_prototypes_steps: int = Field(1250, ge=0, description="steps in which the prototypes do not learn")
     clip_norm: float = Field(3.0, gt=0, description="gradient norm limit, per sub-module (backbone, each head)")
     ema_momentum: float = Field(0.992, ge=0, le=1, description="teacher momentum at step 0; a cosine brings it to 1")
-    zero_stage: Literal[1, 2] = Field(2, description="DeepSpeed ZeRO stage")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="compute precision; parameters stay fp32")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="what DeepSpeed ZeRO shares out among the workers: 0 nothing (fp32 only), 1 the optimizer's state, "
+        "2 gradients too, 3 parameters too, the teacher's as well",
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer's state in host memory; stages 1 to 3")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16", description="compute precision; parameters stay fp32, fp16 scales the loss by itself"
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         "none",
         description="what the backward pass recomputes instead of keeping: nothing, what is cheap to recompute, or "
@@ -263,6 +270,21 @@ class TrainingConfig(Section):
                 f"training.global_batch {self.global_batch} is not a multiple of training.slot_batch {self.slot_batch}",
                 f"Set training.global_batch to {_nearest_multiple(self.global_batch, self.slot_batch)}, or "
                 "training.slot_batch to a divisor of it",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_fits(self) -> Self:
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise InvalidValueError(
+                f"training.zero_stage is 0 and training.precision {self.precision}: DeepSpeed's stage 0 takes a "
+                "step of its own at the start unless it computes in fp32",
+                "Set training.zero_stage to 1, or training.precision to fp32",
+            )
+        if self.zero_stage == 0 and self.offload_optimizer:
+            raise InvalidValueError(
+                "training.offload_optimizer is on, but stage 0 has no optimizer state of its own to move",
+                "Set training.zero_stage to 1, 2 or 3",
             )
         return self
 

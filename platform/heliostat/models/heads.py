@@ -21,6 +21,7 @@ class Prototypes(nn.Module):
 
     def __init__(self, bottleneck: int, prototypes: int) -> None:
         super().__init__()
+        self.prototypes = prototypes
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1))
         self.weight_v = nn.Parameter(torch.empty(prototypes, bottleneck))
 
@@ -52,6 +53,7 @@ class LinearPrototypes(nn.Module):
 
     def __init__(self, bottleneck: int, prototypes: int) -> None:
         super().__init__()
+        self.prototypes = prototypes
         self.weight = nn.Parameter(torch.empty(prototypes, bottleneck))
 
     def init_weights(self, generator: torch.Generator) -> None:

@@ -114,9 +114,13 @@ def soft_cross_entropy(
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products are computed: autocast's where it is on, else the tensor's own."""
+    """The type in which matrix products are computed: autocast's where it is on, else the tensor's own.
+
+    Not fp16: gradients are computed here in the forward pass, before the loss scale could save those that are small.
+    """
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -205,11 +205,3 @@ def mask_weights(masks_BN: Tensor) -> Tensor:
     """1 / (masked tokens of the crop), for each masked token in row-major order, shape (M,)."""
     per_crop = masks_BN.sum(1, keepdim=True).clamp(min=1)
     return (1.0 / per_crop).expand_as(masks_BN)[masks_BN]
-
-
-@torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Exponential moving average over all parameters, heads included: t ← m t + (1 - m) s."""
-    mine: list[Tensor] = list(teacher.parameters())
-    theirs: list[Tensor] = [parameter.to(own.dtype) for own, parameter in zip(mine, student.parameters(), strict=True)]
-    torch._foreach_lerp_(mine, theirs, 1 - momentum)

@@ -9,13 +9,14 @@ made from them where they are compared (``cross_entropy.py``).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from heliostat.checkpoint.format import StateSlice, tensor_name
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
@@ -23,17 +24,10 @@ from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
 from heliostat.objectives.cross_entropy import CHUNK_BYTES, Layer, Targets, compute_dtype
-from heliostat.objectives.engine import Engine, autocast
+from heliostat.objectives.engine import MASTER, MOMENTS, Engine, autocast, clip_factor
 from heliostat.objectives.gram import gram_teacher_refreshes
-from heliostat.objectives.networks import (
-    TERMS,
-    Network,
-    SlotBatch,
-    SlotTargets,
-    TeacherView,
-    gram_anchor,
-    update_teacher,
-)
+from heliostat.objectives.loss_scale import LossScale
+from heliostat.objectives.networks import TERMS, Network, SlotBatch, SlotTargets, TeacherView, gram_anchor
 from heliostat.objectives.schedules import StepValues, values_at
 from heliostat.objectives.sinkhorn import sinkhorn_offset
 
@@ -87,31 +81,54 @@ class TrainingStep:
         self._recipe = recipe
         self._engine = engine
         self._phase = phase
-        self.teacher = teacher.requires_grad_(False).eval()
-        self.gram_teacher = self._new_gram_teacher() if recipe.objective.anchoring is not None else None
-        self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         device = next(teacher.parameters()).device
+        teacher.requires_grad_(False).eval()
+        self.gram_teacher = self._new_gram_teacher(teacher) if recipe.objective.anchoring is not None else None
+        self._teacher = engine.teacher(teacher)
+        self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
         self._centres: dict[str, Tensor] = {}
         if recipe.objective.centring == "softmax":
             self._centres = {
-                name: torch.zeros(len(head.last_layer.rows_KZ), device=device) for name, head in self._heads.items()
+                name: torch.zeros(head.last_layer.prototypes, device=device) for name, head in self._heads.items()
             }
         self.skips_in_a_row = 0
+        self.loss_scale = LossScale.for_precision(recipe.training.precision)
 
     @property
     def student(self) -> Network:
         """The student's network."""
         return self._engine.student
 
-    def replicated_state(self) -> dict[str, dict[str, Tensor]]:
+    @property
+    def teacher(self) -> Network:
+        """The teacher's network."""
+        return self._teacher.network
+
+    def replicated_state(self) -> dict[str, Mapping[str, Tensor]]:
         """State that every worker holds whole, by kind and name; checkpoints read and overwrite these tensors."""
-        state = {TEACHER: {name: parameter.data for name, parameter in self.teacher.named_parameters()}}
+        state: dict[str, Mapping[str, Tensor]] = {**self._engine.whole_state(), **self._teacher.whole_state()}
         if self.gram_teacher is not None:
             state[GRAM_TEACHER] = {name: parameter.data for name, parameter in self.gram_teacher.named_parameters()}
         if self._centres:
             state[CENTRE] = self._centres
         return state
+
+    def state_slices(self) -> Iterator[StateSlice]:
+        """This worker's share of the state that no worker holds whole: all shares together hold it exactly once."""
+        yield from self._engine.state_slices()
+        yield from self._teacher.state_slices()
+
+    def tensor_sizes(self) -> dict[str, int]:
+        """Every tensor of the state (``kind|name``) and its number of elements."""
+        sizes = {
+            tensor_name(kind, name): n for kind in (MASTER, *MOMENTS, TEACHER) for name, n in self._engine.sizes.items()
+        }
+        for kind in (GRAM_TEACHER, CENTRE):
+            sizes |= {
+                tensor_name(kind, name): each.numel() for name, each in self.replicated_state().get(kind, {}).items()
+            }
+        return sizes
 
     def run(self, step: int, slots: Sequence[SlotBatch], values: StepValues | None = None) -> StepResult:
         """Advance student and teacher by one step.
@@ -135,18 +152,19 @@ class TrainingStep:
             views = self._views(slots)
             targets = self._targets(views, values.teacher_temperature)
         with self._phase("student_s"):
-            terms, broken = self._accumulate(step, slots, targets)
-        norms = self._engine.gradient_norms()
+            terms, norms, broken = self._gradients(step, slots, targets)
         fault = _fault(step, {**terms, **{f"gradient norm of {name}": norm for name, norm in norms.items()}})
         if fault is not None:
             skipped = self._skip(fault, [sample for index in broken for sample in slots[index].ids])
             return StepResult(terms, norms, values, skipped)
         self.skips_in_a_row = 0
         with self._phase("optimizer_s"):
-            self._engine.step(values, norms)
+            limit, scale = self._recipe.training.clip_norm, self.loss_scale.factor
+            self._engine.step(values, {name: clip_factor(norm, limit) / scale for name, norm in norms.items()})
+            self.loss_scale = self.loss_scale.held(self._recipe.training.precision)
         with self._phase("ema_s"):
             self._move_centres(views)  # with the prototypes that gave the targets, before they move
-            update_teacher(self.teacher, self._engine.student, values.ema_momentum)
+            self._teacher.follow(self._engine.student, values.ema_momentum)
         return StepResult(terms, norms, values)
 
     def _check(self, slots: Sequence[SlotBatch]) -> None:
@@ -159,24 +177,25 @@ class TrainingStep:
         for slot in slots:
             slot.check(self._recipe.training.slot_batch, self._recipe.model.patch_px)
 
-    def _new_gram_teacher(self) -> VisionTransformer:
-        backbone = VisionTransformer(self._recipe.model, self.teacher.backbone.grid)
-        backbone.load_state_dict(self.teacher.backbone.state_dict())
-        return backbone.to(next(self.teacher.parameters()).device).requires_grad_(False).eval()
+    def _new_gram_teacher(self, teacher: Network) -> VisionTransformer:
+        backbone = VisionTransformer(self._recipe.model, teacher.backbone.grid)
+        backbone.load_state_dict(teacher.backbone.state_dict())
+        return backbone.to(next(teacher.parameters()).device).requires_grad_(False).eval()
 
     def _refresh_gram_teacher(self, step: int) -> None:
         gram = self._recipe.objective.anchoring
         if gram is not None and self.gram_teacher is not None and gram_teacher_refreshes(step, gram):
-            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
+            with self._teacher.backbone_whole():
+                self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
 
     def _views(self, slots: Sequence[SlotBatch]) -> list[TeacherView]:
         with autocast(self._recipe.training, slots[0].global_crops.device):
-            return [self.teacher.view(slot) for slot in slots]
+            return self._teacher.views(slots, self.plan.rounds)
 
     @torch.no_grad()
     def _targets(self, views: Sequence[TeacherView], temperature: float) -> list[SlotTargets]:
         vectors = {"dino": [view.cls.flatten(0, 1) for view in views], "ibot": [view.masked for view in views]}
-        with autocast(self._recipe.training, views[0].cls.device):
+        with autocast(self._recipe.training, views[0].cls.device), self._teacher.last_layers():
             layers = {
                 id(head): Layer.of(head.last_layer, compute_dtype(views[0].cls)) for head in set(self._heads.values())
             }
@@ -203,6 +222,22 @@ class TrainingStep:
         iterations = self._recipe.objective.sinkhorn_iterations
         return sinkhorn_offset(chunks, temperature, iterations, self._engine.reducer)
 
+    def _gradients(
+        self, step: int, slots: Sequence[SlotBatch], targets: Sequence[SlotTargets]
+    ) -> tuple[dict[str, float], dict[str, float], list[int]]:
+        """Loss terms and gradient norms of the step, and which of this worker's slots have a loss that is not finite.
+
+        Gradients that only the loss scale has made infinite are computed again with a smaller one.
+        """
+        while True:
+            terms, broken = self._accumulate(step, slots, targets)
+            norms = {name: norm / self.loss_scale.factor for name, norm in self._engine.gradient_norms().items()}
+            too_large = all(map(math.isfinite, terms.values())) and not all(map(math.isfinite, norms.values()))
+            if not (too_large and self.loss_scale.can_fall):
+                return terms, norms, broken
+            self._engine.discard()
+            self.loss_scale = self.loss_scale.lower()
+
     def _accumulate(
         self, step: int, slots: Sequence[SlotBatch], targets: Sequence[SlotTargets]
     ) -> tuple[dict[str, float], list[int]]:
@@ -215,7 +250,9 @@ class TrainingStep:
             if turn.counts:
                 counted.append(torch.stack([losses[term].detach().double() for term in TERMS]))
             weight = self.plan.loss_weight if turn.counts else 0.0
-            self._engine.backward(losses["loss"] * weight, is_last_round=round_index == len(turns) - 1)
+            self._engine.backward(
+                losses["loss"] * (weight * self.loss_scale.factor), is_last_round=round_index == len(turns) - 1
+            )
         by_slot = torch.stack(counted)
         means = (self._engine.reducer.sum(by_slot.sum(0)) / self.plan.slots).tolist()
         broken = (~by_slot.isfinite().all(1)).nonzero().flatten().tolist()
@@ -249,6 +286,12 @@ class TrainingStep:
 
     @torch.no_grad()
     def _move_centres(self, views: Sequence[TeacherView]) -> None:
+        if not self._centres:
+            return
+        with self._teacher.last_layers():
+            self._move_each_centre(views)
+
+    def _move_each_centre(self, views: Sequence[TeacherView]) -> None:
         momentum = self._recipe.objective.centre_momentum
         for name, centre_K in self._centres.items():
             layer = Layer.of(self._heads[name].last_layer, torch.float32)

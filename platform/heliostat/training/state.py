@@ -1,47 +1,55 @@
 """The training state as a checkpoint: which worker writes which slices, and how any number of workers reads them back.
 
-Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), and what all workers
-hold whole: ``teacher``, ``gram_teacher``, ``centre``. What depends on the step alone (schedules, data position, random
-streams) is not state: the step is.
+Kinds: ``master`` (the student's fp32 parameters), ``exp_avg`` and ``exp_avg_sq`` (Adam's moments), ``teacher``,
+``gram_teacher``, ``centre``. Which of them workers share out and which every worker holds whole is the engine's matter;
+it is not to be seen in a checkpoint. What depends on the step alone (schedules, data position, random streams) is not
+state: the step is.
 """
 
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
-
-from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder, tensor_name
+from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.writer import commit, write_shard
 from heliostat.errors import IncompatibleCheckpointError
+from heliostat.objectives.engine import Engine
+from heliostat.objectives.loss_scale import LossScale
 from heliostat.objectives.step import TrainingStep
 from heliostat.storage import Store
 from heliostat.training.collective import all_do, first_does
-from heliostat.training.zero import MASTER, MOMENTS, ZeroEngine
 
 OPTIMIZER_STEPS = "optimizer_steps"
 SKIPS_IN_A_ROW = "skips_in_a_row"
-
-Replicated = Mapping[str, Mapping[str, Tensor]]
-"""State that every worker holds whole, by kind and name."""
+LOSS_SCALE, LOSS_SCALE_STEPS = "loss_scale", "loss_scale_steps"
 
 
-def tensor_sizes(training: TrainingStep) -> dict[str, int]:
-    """Every tensor of the training state (``kind|name``) and its number of elements."""
-    tensors: dict[str, Mapping[str, Tensor]] = {
-        kind: dict(training.student.named_parameters()) for kind in (MASTER, *MOMENTS)
-    }
-    tensors |= training.replicated_state()
-    return {tensor_name(kind, name): each.numel() for kind, group in tensors.items() for name, each in group.items()}
-
-
-def replicated_slices(state: Replicated, rank: int, world_size: int) -> Iterator[StateSlice]:
-    """One worker's share of what all workers hold whole: an equal part of each tensor."""
-    for kind, tensors in state.items():
+def owned_slices(training: TrainingStep, rank: int, world_size: int) -> Iterator[StateSlice]:
+    """What a worker writes: its shards, and an equal part of each tensor that all workers hold whole."""
+    yield from training.state_slices()
+    for kind, tensors in training.replicated_state().items():
         for name, tensor in tensors.items():
             start, stop = (tensor.numel() * part // world_size for part in (rank, rank + 1))
             if stop > start:
                 yield StateSlice(kind, name, start, tensor.view(-1)[start:stop])
+
+
+def held_slices(training: TrainingStep) -> Iterator[StateSlice]:
+    """What a worker reads back: its shards, and all that every worker holds whole."""
+    yield from training.state_slices()
+    for kind, tensors in training.replicated_state().items():
+        for name, tensor in tensors.items():
+            yield StateSlice(kind, name, 0, tensor.view(-1))
+
+
+def counters_of(engine: Engine, training: TrainingStep) -> dict[str, int | float | str]:
+    """State that is no tensor."""
+    return {
+        OPTIMIZER_STEPS: engine.optimizer_steps,
+        SKIPS_IN_A_ROW: training.skips_in_a_row,
+        LOSS_SCALE: training.loss_scale.factor,
+        LOSS_SCALE_STEPS: training.loss_scale.good_steps,
+    }
 
 
 def save_state(
@@ -50,7 +58,7 @@ def save_state(
     lease: Lease,
     step: int,
     digest: bytes,
-    engine: ZeroEngine,
+    engine: Engine,
     training: TrainingStep,
 ) -> CheckpointManifest:
     """Write and commit the state after ``step`` steps; all workers call it, all return or raise.
@@ -62,9 +70,7 @@ def save_state(
     folder = checkpoint_folder(step, lease.attempt)
 
     def write() -> object:
-        shares = replicated_slices(training.replicated_state(), engine.rank, engine.world_size)
-        slices = [*engine.state_slices(), *shares]
-        return write_shard(store, folder, engine.rank, slices)
+        return write_shard(store, folder, engine.rank, list(owned_slices(training, engine.rank, engine.world_size)))
 
     shards = all_do(write)
 
@@ -74,8 +80,8 @@ def save_state(
             attempt=lease.attempt,
             world_size=engine.world_size,
             shards=tuple(shards),  # type: ignore[arg-type]
-            tensors=tensor_sizes(training),
-            counters={OPTIMIZER_STEPS: engine.optimizer_steps, SKIPS_IN_A_ROW: training.skips_in_a_row},
+            tensors=training.tensor_sizes(),
+            counters=counters_of(engine, training),
             digest_of_ids=digest.hex(),
         )
         commit(store, log, lease, manifest)
@@ -84,27 +90,27 @@ def save_state(
     return first_does(publish)
 
 
-def load_state(store: Store, manifest: CheckpointManifest, engine: ZeroEngine, training: TrainingStep) -> None:
+def load_state(store: Store, manifest: CheckpointManifest, engine: Engine, training: TrainingStep) -> None:
     """Make engine and step what they were; every worker reads the byte ranges that it holds now, and no others.
 
     Raises:
         IncompatibleCheckpointError: the checkpoint is of another model.
         CorruptCheckpointError: bytes are not those that were committed.
     """
+    counters = manifest.counters
 
     def read() -> None:
-        check_fits(manifest, tensor_sizes(training))
+        check_fits(manifest, training.tensor_sizes())
         reader = CheckpointReader(store, manifest)
-        engine.prepare_restore(int(manifest.counters[OPTIMIZER_STEPS]))
-        for part in engine.state_slices():
+        engine.prepare_restore(int(counters[OPTIMIZER_STEPS]))
+        for part in held_slices(training):
             part.values.copy_(reader.read(part.kind, part.parameter, part.offset, part.offset + part.values.numel()))
-        for kind, tensors in training.replicated_state().items():
-            for name, tensor in tensors.items():
-                tensor.copy_(reader.read_full(kind, name).view_as(tensor))
 
     all_do(read)
     engine.finish_restore()
-    training.skips_in_a_row = int(manifest.counters.get(SKIPS_IN_A_ROW, 0))
+    training.skips_in_a_row = int(counters.get(SKIPS_IN_A_ROW, 0))
+    if LOSS_SCALE in counters and training.loss_scale.can_fall:  # a run that went on in fp16
+        training.loss_scale = LossScale(float(counters[LOSS_SCALE]), int(counters[LOSS_SCALE_STEPS]))
 
 
 def check_fits(manifest: CheckpointManifest, expected: Mapping[str, int]) -> None:

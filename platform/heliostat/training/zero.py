@@ -1,11 +1,9 @@
-"""DeepSpeed ZeRO as an engine of the training step. The only file that touches DeepSpeed and its internals.
+"""DeepSpeed ZeRO as an engine of the training step.
 
 What 0.19.8 lacks or does otherwise, and is done here (``tests/platform/training/test_zero.py`` fails when it changes):
-- clipping by one global norm: ours is per sub-module, on the reduced gradient shards (``averaged_gradients``);
+- clipping by one global norm: ours is per sub-module, on the reduced gradients;
 - a step that must be left out: it skips one by itself when a gradient is not finite, which is used for any reason;
-- optimizer state is linked to parameters after the first group's step only, so all groups are linked anew before it is
-  read;
-- Adam's state is created lazily, so a restored state has to be created first.
+- scaling the loss for fp16: ours computes a step again instead of losing it (``objectives/loss_scale.py``).
 """
 
 import logging
@@ -15,44 +13,51 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from heliostat.checkpoint.format import StateSlice
 from heliostat.config.pretrain import TrainingConfig
 from heliostat.data.slots import SlotPlan
-from heliostat.objectives.engine import apply_schedule, clip_factor, new_optimizer
-from heliostat.objectives.groups import GroupRule
+from heliostat.models.block import Block
+from heliostat.objectives.engine import WholeState, apply_schedule, new_optimizer
 from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
 from heliostat.objectives.schedules import StepValues
 from heliostat.objectives.sinkhorn import Reducer
+from heliostat.objectives.teacher import Teacher, WholeTeacher
 from heliostat.training.collective import ProcessGroupReducer, all_do
+from heliostat.training.sharded_teacher import ShardedTeacher
+from heliostat.training.zero_shards import shards_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "master"
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def zero_config(training: TrainingConfig, plan: SlotPlan, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration: a round is a micro-step; its own clipping is off."""
-    return {
+    stage: dict[str, Any] = {"stage": training.zero_stage, "overlap_comm": on_gpu, "contiguous_gradients": True}
+    if training.offload_optimizer:
+        stage["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": plan.rounds,
-        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": on_gpu, "contiguous_gradients": True},
+        "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": 0.0,
-        # No module's gradients are rounded to bf16 before they are summed over workers: that would depend on how many
-        # there are.
-        "torch_autocast": {
-            "enabled": training.precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
         "steps_per_print": 2**31,
     }
+    if training.precision != "fp32":
+        # No module's gradients are rounded before they are summed over workers: that would depend on how many there
+        # are.
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": _DTYPES[training.precision],
+            "lower_precision_safe_modules": [],
+        }
+    return config
 
 
 class ZeroEngine:
-    """The student under ZeRO stage 1 or 2, in an initialised process group."""
+    """The student under ZeRO, in an initialised process group."""
 
     def __init__(self, student: Network, training: TrainingConfig, plan: SlotPlan, device: torch.device) -> None:
         import deepspeed
@@ -61,18 +66,23 @@ class ZeroEngine:
         # fast at the sizes that a CPU can train.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        self.sizes = {name: parameter.numel() for name, parameter in student.named_parameters()}
         self.student = student.to(device)
         self.reducer: Reducer = ProcessGroupReducer()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self._training = training
+        self._stage = training.zero_stage
+        self._config = zero_config(training, plan, device.type == "cuda")
+        if self._stage == 3:
+            _announce_parameters(self.student)
         self._engine, *_ = deepspeed.initialize(
-            model=self.student,
-            optimizer=new_optimizer(self.student, training),
-            config=zero_config(training, plan, device.type == "cuda"),
+            model=self.student, optimizer=new_optimizer(self.student, training), config=self._config
         )
-        self._zero = self._engine.optimizer
-        self._names = {id(parameter): name for name, parameter in self.student.named_parameters()}
+        self._shards = shards_of(self._engine, self.student, self._stage, training.offload_optimizer)
+
+    def teacher(self, network: Network) -> Teacher:
+        """Whole on every worker, but for stage 3."""
+        return ShardedTeacher(network, self._config, self.rank) if self._stage == 3 else WholeTeacher(network)
 
     def losses(self, slot: SlotBatch, targets: SlotTargets) -> dict[str, Tensor]:
         """The student's losses on a slot."""
@@ -80,7 +90,7 @@ class ZeroEngine:
         return losses
 
     def backward(self, loss: Tensor, is_last_round: bool) -> None:
-        """Accumulate; ZeRO-2 reduces at every call, ZeRO-1 at the last one."""
+        """Accumulate; stages 2 and 3 reduce at every call, 0 and 1 at the last one."""
         self._engine.set_gradient_accumulation_boundary(is_last_round)
         self._engine.backward(loss)
 
@@ -88,74 +98,67 @@ class ZeroEngine:
         """Norm of the averaged gradient per sub-module."""
         names = self.student.sub_modules
         squares = torch.zeros(len(names), dtype=torch.float64, device=self._engine.device)
-        for rule, gradients in self._gradient_shards():
+        for rule, gradients in self._shards.gradients():
             for gradient in gradients:
                 squares[names.index(rule.sub_module)] += gradient.double().square().sum()
-        return dict(zip(names, self.reducer.sum(squares).sqrt().tolist(), strict=True))
+        total = squares if self._shards.are_whole else self.reducer.sum(squares)
+        return dict(zip(names, total.sqrt().tolist(), strict=True))
 
-    def step(self, values: StepValues, norms: dict[str, float]) -> None:
-        """Clip per sub-module, update, gather the new parameters."""
-        for rule, gradients in self._gradient_shards():
-            factor = clip_factor(norms[rule.sub_module], self._training.clip_norm)
-            if factor < 1:
+    def step(self, values: StepValues, factors: dict[str, float]) -> None:
+        """Scale each sub-module's gradient, update, gather the new parameters."""
+        for rule, gradients in self._shards.gradients():
+            if gradients and (factor := factors[rule.sub_module]) != 1:
                 torch._foreach_mul_(gradients, factor)
-        apply_schedule(self._zero.optimizer.param_groups, values)
+        apply_schedule(self._shards.groups, values)
         self._engine.step()
 
     def discard(self) -> None:
-        """Clear gradients without an update: DeepSpeed does it, on all workers, when one gradient is not finite."""
-        for _, gradients in self._gradient_shards():
-            for gradient in gradients:
-                gradient.fill_(torch.nan)
-        self._engine.step()
+        """Clear gradients without an update."""
+        self._shards.discard()
 
     def gather(self, names: list[str]) -> list[str]:
         """The names of all workers."""
         return [name for each in all_do(lambda: names) for name in each]
 
-    def _gradient_shards(self) -> Iterator[tuple[GroupRule, list[Tensor]]]:
-        """This worker's shard of the averaged gradients, per optimizer group."""
-        for index, group in enumerate(self._zero.optimizer.param_groups):
-            yield group["rule"], [g for g in self._zero.averaged_gradients[index] or [] if g is not None]
-
-    # --- state for checkpoints: what this worker owns of the fp32 master parameters and of Adam's moments ---
-
     @property
     def optimizer_steps(self) -> int:
         """Steps that Adam has taken."""
-        states = self._zero.optimizer.state.values()
-        return max((int(state["step"]) for state in states if "step" in state), default=0)
+        return self._shards.optimizer_steps
+
+    def whole_state(self) -> WholeState:
+        """See ``Engine.whole_state``."""
+        return self._shards.whole_state()
 
     def state_slices(self) -> Iterator[StateSlice]:
-        """Views of this worker's share of the state: together the workers' shares hold every element exactly once."""
-        self._link_optimizer_state()
-        for parameter in self.student.parameters():
-            fragment = parameter._hp_mapping  # type: ignore[attr-defined]
-            if fragment is None:
-                continue
-            name, offset = self._names[id(parameter)], fragment.lp_fragment_address.start
-            yield StateSlice(MASTER, name, offset, fragment.hp_fragment.detach().view(-1))
-            for moment in MOMENTS:
-                yield StateSlice(moment, name, offset, fragment.get_optim_state_fragment(moment).detach().view(-1))
+        """See ``Engine.state_slices``: views."""
+        return self._shards.state_slices()
 
     def prepare_restore(self, optimizer_steps: int) -> None:
-        """Create Adam's state, so that ``state_slices`` can be overwritten."""
-        for shard in self._zero.single_partition_of_fp32_groups:
-            # One step tensor each: a shared one would be advanced once per group.
-            self._zero.optimizer.state[shard] = {
-                "step": torch.tensor(float(optimizer_steps), device=shard.device),
-                **{moment: torch.zeros_like(shard).detach() for moment in MOMENTS},
-            }
+        """See ``Engine.prepare_restore``."""
+        self._shards.prepare_restore(optimizer_steps)
 
     def finish_restore(self) -> None:
-        """Make the model's parameters those of the restored master shards, on all workers."""
-        self._zero.update_lp_params()
-
-    def _link_optimizer_state(self) -> None:
-        self._zero._hp_optimizer_states_linked = False
-        self._zero._lazy_init_hp_params_optimizer_state()
+        """See ``Engine.finish_restore``."""
+        self._shards.finish_restore()
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         with suppress(AttributeError):
             self._engine.destroy()
+
+
+def _announce_parameters(student: Network) -> None:
+    """Tell stage 3 of parameters that are used outside of the forward pass of their own module."""
+    import deepspeed
+
+    # It finds no tensors in what the backbone returns, and so would not gather these again for the backward pass.
+    users: list[tuple[nn.Module, nn.Module]] = [
+        (student, head.last_layer) for head in {student.dino_head, student.patch_head}
+    ]
+    for block in student.backbone.blocks:
+        assert isinstance(block, Block)  # noqa: S101
+        users += [(block.ls1, block.attn.proj), (block.ls2, block.mlp.last)]
+    parameters = [(user, parameter) for user, used in users for parameter in used.parameters()]
+    parameters += [(student, parameter) for parameter in student.backbone.parameters(recurse=False)]
+    for user, parameter in parameters:
+        deepspeed.zero.register_external_parameter(user, parameter)

@@ -18,8 +18,8 @@ from heliostat.objectives.networks import (
     SlotBatch,
     SlotTargets,
     mask_weights,
-    update_teacher,
 )
+from heliostat.objectives.teacher import update_teacher
 
 RECIPE = tiny_recipe()
 IMAGES, LOCAL = 3, RECIPE.augmentation.local_count

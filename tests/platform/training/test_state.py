@@ -11,11 +11,11 @@ from support.worlds import (
     Trace,
     encoded_images,
     new_networks,
+    note_state,
     run_world,
     slot_digests,
     step_input,
     tiny_recipe,
-    whole_state,
 )
 
 from heliostat.checkpoint.format import CheckpointManifest
@@ -65,8 +65,7 @@ def attempt(
         trace.terms.append(training.run(step, slots).terms)
         ledger.consumed(prepared)
     save_state(store, log, lease, until, ledger.exchange(), engine, training)
-    trace.student = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    trace.teacher = whole_state(training)
+    note_state(trace, training, engine)
     return trace
 
 
@@ -105,7 +104,12 @@ def test_state__is_the_same_to_the_bit_after_any_walk_through_worker_counts(tmp_
         assert after.keys() == before.keys()
         assert all(torch.equal(after[name], before[name]) for name in before)
         assert all(torch.equal(tensor, ended.teacher[name]) for name, tensor in resumed.teacher.items())
-        assert newest(tmp_path).counters == {"optimizer_steps": 3, "skips_in_a_row": 1}
+        assert newest(tmp_path).counters == {
+            "optimizer_steps": 3,
+            "skips_in_a_row": 1,
+            "loss_scale": 1.0,
+            "loss_scale_steps": 0,
+        }
 
 
 def test_resume__at_another_worker_count_continues_the_curve(tmp_path: Path) -> None:
