@@ -10,9 +10,12 @@ from heliostat.config.yaml_text import show_value
 from heliostat.errors import ChangedConfigError
 
 LOCK_SCHEMA_VERSION = 2
-_NOT_THE_RUN = ("name", "root", "scaling.", "streaming.", "observe.", "checkpoint.")
-"""What may change between two attempts of one run: where it lies, who computes and feeds it, how often it speaks and
-saves."""
+_NOT_THE_RUN = (
+    *("name", "root", "scaling.", "streaming.", "observe.", "checkpoint."),
+    *("training.zero_stage", "training.offload_optimizer", "training.activation_checkpointing"),
+)
+"""What may change between two attempts of one run: where it lies, who computes and feeds it and how, how often it
+speaks and saves."""
 
 
 class Difference(NamedTuple):
@@ -62,7 +65,10 @@ def check_same_run(old_identity: Mapping[str, object], new_identity: Mapping[str
     Raises:
         ChangedConfigError: They differ; the message lists every value, old -> new.
     """
-    changes = _differences(old_identity, new_identity)
+    old, new = (
+        {key: value for key, value in each.items() if not _may_change(key)} for each in (old_identity, new_identity)
+    )
+    changes = _differences(old, new)
     if changes:
         listed = ", ".join(f"{key} {_shown(left)} -> {_shown(right)}" for key, left, right in changes)
         raise ChangedConfigError(

@@ -78,6 +78,8 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(
             model=self.student, optimizer=new_optimizer(self.student, training), config=self._config
         )
+        if training.precision == "fp16":
+            self._engine.optimizer.torch_autocast_gradscaler = None  # the training step scales the loss itself
         self._shards = shards_of(self._engine, self.student, self._stage, training.offload_optimizer)
 
     def teacher(self, network: Network) -> Teacher:

@@ -98,8 +98,9 @@ def test_state__is_the_same_to_the_bit_after_any_walk_through_worker_counts(tmp_
     anchor = before[f"gram_teacher|{name.removeprefix('backbone.')}"]
     assert not torch.equal(anchor, before[f"teacher|{name}"])  # it is the teacher of an earlier step
     assert all(torch.equal(tensor.flatten(), before[name]) for name, tensor in ended.teacher.items())
-    for world_size in (2, 3, 1):
-        resumed = run_world(world_size, attempt, recipe, str(tmp_path), 4)[0]  # restores, trains no step, commits
+    for world_size, stage in ((2, 3), (3, 1), (4, 3), (2, 0), (1, 2)):
+        staged = tiny_recipe({"centring": "softmax", "ibot_head": "shared", "gram": gram}, zero_stage=stage)
+        resumed = run_world(world_size, attempt, staged, str(tmp_path), 4)[0]  # restores, trains no step, commits
         after = every_tensor(tmp_path, 4)
         assert after.keys() == before.keys()
         assert all(torch.equal(after[name], before[name]) for name in before)
@@ -110,6 +111,10 @@ def test_state__is_the_same_to_the_bit_after_any_walk_through_worker_counts(tmp_
             "loss_scale": 1.0,
             "loss_scale_steps": 0,
         }
+    uninterrupted = run_world(1, attempt, recipe, str(tmp_path / "whole"), 6, (3,))[0]
+    went_on = run_world(1, attempt, recipe, str(tmp_path), 6)[0]  # two more steps at the end of the walk
+    assert all(torch.equal(went_on.student[name], tensor) for name, tensor in uninterrupted.student.items())
+    assert all(torch.equal(went_on.teacher[name], tensor) for name, tensor in uninterrupted.teacher.items())
 
 
 def test_resume__at_another_worker_count_continues_the_curve(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from heliostat.errors import NonFiniteLossError
 from heliostat.objectives import networks
 from heliostat.objectives.engine import Engine, PlainEngine
 from heliostat.objectives.koleo import koleo_loss
+from heliostat.objectives.loss_scale import LossScale
 from heliostat.objectives.sinkhorn import OneWorker
 from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import slot_batch
@@ -106,8 +107,11 @@ def _plant_per_worker_koleo(recipe: PretrainRecipe, world_size: int) -> None:
     setattr(networks, "koleo_loss", per_worker)  # noqa: B010 -- the name that the product looks up
 
 
-def plain_reference(recipe: PretrainRecipe) -> Trace:
+def plain_reference(recipe: PretrainRecipe, nudge: float = 0.0) -> Trace:
     student, teacher = new_networks(recipe)
+    for network in (student, teacher):
+        for parameter in network.parameters():
+            parameter.data.mul_(1 + nudge * torch.sign(parameter.data.roll(1)))
     return train(recipe, PlainEngine(student, recipe.training), range(STEPS), teacher, Trace())
 
 
@@ -135,6 +139,55 @@ def test_zero_engine__any_stage_and_worker_count_train_like_one_plain_process(
     for trace in traces:
         for norms, expected in zip(trace.norms, reference.norms, strict=True):
             assert norms == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"zero_stage": 3, "activation_checkpointing": "full"},
+        {"zero_stage": 1, "activation_checkpointing": "selective", "offload_optimizer": True},
+        {"zero_stage": 3, "offload_optimizer": True},
+    ],
+    ids=lambda training: "-".join(map(str, training.values())),
+)
+def test_zero_engine__what_saves_memory_changes_no_number(reference: Trace, training: dict[str, Any]) -> None:
+    for trace in run_world(2, train_under_zero, tiny_recipe(**training), ""):
+        assert_same_training(trace, reference)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 3), ("fp16", 2)])
+def test_zero_engine__reduced_precision_differs_by_no_more_than_its_own_noise(precision: str, stage: int) -> None:
+    """The noise: what becomes of a change of the initial weights by their last bit, which fp32's summation order is."""
+    recipe = tiny_recipe(precision=precision, zero_stage=stage)
+    plain, nudged = plain_reference(recipe), plain_reference(recipe, nudge=2.0**-24)
+    floor = max(
+        max(relative_differences(getattr(nudged, kind), getattr(plain, kind)).values())
+        for kind in ("student", "teacher")
+    )
+    assert 1e-5 < floor < 1e-2  # of fp32 the first would be wrong, of a wrong computation the second
+    for trace in run_world(3, train_under_zero, recipe, ""):
+        for kind in ("student", "teacher"):
+            worst = relative_differences(getattr(trace, kind), getattr(plain, kind))
+            assert max(worst.values()) <= 3 * floor, worst
+
+
+def test_loss_scale__a_step_whose_gradient_overflows_is_computed_again_and_not_lost() -> None:
+    recipe = tiny_recipe(precision="fp16")
+
+    def first_step(scale: float) -> tuple[TrainingStep, dict[str, Tensor]]:
+        student, teacher = new_networks(recipe)
+        engine = PlainEngine(student, recipe.training)
+        training = TrainingStep(recipe, engine, teacher)
+        training.loss_scale = LossScale(scale)
+        slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, training.plan, 0, 0).slots]
+        assert training.run(0, slots).skipped is None
+        assert engine.optimizer_steps == 1
+        return training, whole_state(training, engine)
+
+    lowered, state = first_step(2.0**40)
+    assert 1 < lowered.loss_scale.factor < 2.0**40
+    _, expected = first_step(lowered.loss_scale.factor)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 def test_zero_engine__in_bf16_sums_gradients_over_workers_in_full_precision() -> None:
