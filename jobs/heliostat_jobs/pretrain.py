@@ -12,6 +12,7 @@ from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
 from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec
+from heliostat.training.single_process import single_process_run
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import local_ray
 from heliostat_jobs.runs import OpenedRun, open_run
@@ -38,8 +39,8 @@ class PretrainResult:
         return asdict(self)
 
 
-def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
-    """Run or resume a run on an embedded Ray, to its last step.
+def pretrain(resolved: ResolvedRecipe, single_process: bool = False) -> PretrainResult:
+    """Run or resume a run to its last step, on an embedded Ray or in this process alone.
 
     Raises:
         ChangedConfigError: a run of this name has another configuration.
@@ -48,7 +49,9 @@ def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
     recipe = resolved.recipe
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
     run = open_run(resolved)
-    if not run.is_finished:
+    if not run.is_finished and single_process:
+        train_alone(recipe, run)
+    elif not run.is_finished:
         with local_ray(cpus_needed(recipe)):
             train_on_ray(recipe, run)
     return _result(recipe, run.store, run.is_finished)
@@ -59,6 +62,16 @@ def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
     with watch_run(run.store, recipe.training.steps):
         _check_pool(recipe)
         fit(RunSpec(recipe, run.root, run.manifests), use_gpu=_use_gpu(recipe))
+
+
+def train_alone(recipe: PretrainRecipe, run: OpenedRun) -> None:
+    """Run or resume a run without Ray and DeepSpeed, with a live view."""
+    with (
+        watch_run(run.store, recipe.training.steps),
+        single_process_run(RunSpec(recipe, run.root, run.manifests)) as worker,
+    ):
+        for _ in worker.steps():
+            pass
 
 
 def cpus_needed(recipe: PretrainRecipe) -> int:

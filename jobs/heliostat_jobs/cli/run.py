@@ -1,6 +1,7 @@
 """``heliostat run RECIPE``: any kind of recipe on an embedded Ray of this machine."""
 
 import os
+from typing import Annotated
 
 import typer
 
@@ -11,7 +12,20 @@ from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.extras import require_extra
 
 
-def run(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False, debug: DebugOption = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    single_process: Annotated[
+        bool,
+        typer.Option(
+            "--single-process",
+            help="Pre-train in this process, without Ray and DeepSpeed: to debug. The same numbers, one worker.",
+            show_default=False,
+        ),
+    ] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
     """Run a recipe on this machine, or resume it: the same name and configuration continue where they stopped."""
     resolved = load_recipe(recipe, set_ or [], os.environ)
     require_extra("train,cpu", "torch", "ray", "deepspeed")
@@ -20,7 +34,7 @@ def run(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False
         return
     from heliostat_jobs.pretrain import pretrain
 
-    result = pretrain(resolved)
+    result = pretrain(resolved, single_process)
     if json:
         print_json(result.to_json())
         return

@@ -89,27 +89,46 @@ def stream_samples(source: SampleSource, share: WorkerShare, first_step: int, st
     if first_step >= steps:
         return
     plan = plan_chunks(share, source.image_bytes, source.order.window_rows, first_step, steps)
-
-    def read(chunk: int) -> pa.Table:
-        return source.read([position for step in plan.steps(chunk) for position in share.positions(step)])
-
+    read = _reader(source, share, plan)
     with (
         closing(_through_ray(read, plan, share)) as streamed,
-        ThreadPoolExecutor(2, thread_name_prefix="stream") as threads,
+        ThreadPoolExecutor(1, thread_name_prefix="stream") as threads,
     ):
         first_streamed = threads.submit(next, streamed, None)
-        next_read = threads.submit(read, 0)
-        for chunk in range(min(plan.direct, plan.chunks)):
-            table = next_read.result()
-            if chunk + 1 < min(plan.direct, plan.chunks):
-                next_read = threads.submit(read, chunk + 1)
-            for index, step in enumerate(plan.steps(chunk)):
-                yield _samples(table.slice(index * share.samples_per_step, share.samples_per_step), share, step)
+        yield from _read_directly(read, plan, share, min(plan.direct, plan.chunks))
         after = plan.first_step + plan.direct * plan.steps_per_chunk
         if (table := first_streamed.result()) is not None:
             yield _samples(table, share, after)
         for step, table in enumerate(streamed, after + 1):
             yield _samples(table, share, step)
+
+
+def direct_samples(source: SampleSource, share: WorkerShare, first_step: int, steps: int) -> Generator[Samples]:
+    """The same without Ray, read by this process: see ``stream_samples``."""
+    if first_step < steps:
+        plan = plan_chunks(share, source.image_bytes, source.order.window_rows, first_step, steps)
+        yield from _read_directly(_reader(source, share, plan), plan, share, plan.chunks)
+
+
+def _reader(source: SampleSource, share: WorkerShare, plan: ChunkPlan) -> Callable[[int], pa.Table]:
+    def read(chunk: int) -> pa.Table:
+        return source.read([position for step in plan.steps(chunk) for position in share.positions(step)])
+
+    return read
+
+
+def _read_directly(
+    read: Callable[[int], pa.Table], plan: ChunkPlan, share: WorkerShare, chunks: int
+) -> Generator[Samples]:
+    """The steps of the first chunks; while one is used the next is read."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as threads:
+        next_read = threads.submit(read, 0)
+        for chunk in range(chunks):
+            table = next_read.result()
+            if chunk + 1 < chunks:
+                next_read = threads.submit(read, chunk + 1)
+            for index, step in enumerate(plan.steps(chunk)):
+                yield _samples(table.slice(index * share.samples_per_step, share.samples_per_step), share, step)
 
 
 def _through_ray(read: Callable[[int], pa.Table], plan: ChunkPlan, share: WorkerShare) -> Generator[pa.Table]:

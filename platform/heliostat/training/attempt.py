@@ -1,30 +1,31 @@
-"""One worker's part in one attempt of a run: restore, train, commit. Runs inside Ray Train."""
+"""One worker's part in one attempt of a run: restore, train, commit. Runs inside Ray Train, or alone in a process."""
 
 import logging
 import os
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.retention import sweep
 from heliostat.checkpoint.verify import Choice, newest_good
-from heliostat.config.pretrain import PretrainRecipe
-from heliostat.data.samples import WorkerShare
+from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
+from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import CorruptCheckpointError, HeliostatError
+from heliostat.objectives.engine import Engine
 from heliostat.objectives.networks import Network
-from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step import StepResult, TrainingStep
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
-from heliostat.training.collective import Agreement, all_do, first_does
-from heliostat.training.feed import Feed, slot_batch
+from heliostat.training.collective import Agreement, all_do, first_does, worker_count, worker_rank
+from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
@@ -61,74 +62,118 @@ def train_attempt(config: dict[str, Any]) -> None:
     """Ray Train's entry into a worker: ``config["spec"]`` is a ``RunSpec``."""
     configure_logging()
     with ExitStack() as stack:
-        worker = AttemptWorker(config["spec"], stack)
+        worker = AttemptWorker(config["spec"], RayWorker(), stack)
         try:
-            worker.train()
+            for _ in worker.steps():
+                pass
         except HeliostatError as error:
             worker.ended(str(error))
             raise
         worker.ended("completed")
 
 
+class StepSource(Protocol):
+    """Makes what a step takes; see ``Feed``."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether ``take`` will not wait, after waiting up to ``timeout_s`` for that."""
+
+    def take(self) -> StepInput:
+        """The next step."""
+
+
+class Place(Protocol):
+    """Where a worker computes, and with what."""
+
+    device: torch.device
+
+    def new_engine(self, student: Network, training: TrainingConfig, plan: SlotPlan, stack: ExitStack) -> Engine:
+        """Holds the student from now on; closed by the stack."""
+
+    def new_feed(
+        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
+    ) -> StepSource:
+        """Makes the worker's steps from the first one on; closed by the stack."""
+
+
+class RayWorker:
+    """A worker of Ray Train, with DeepSpeed and feeders."""
+
+    def __init__(self) -> None:
+        import ray.train.torch
+
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # the collectives of objects choose their device by it
+
+    def new_engine(self, student: Network, training: TrainingConfig, plan: SlotPlan, stack: ExitStack) -> ZeroEngine:
+        """DeepSpeed's."""
+        return stack.enter_context(closing(ZeroEngine(student, training, plan, self.device)))
+
+    def new_feed(
+        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
+    ) -> Feed:
+        """Processes of Ray."""
+        rank = worker_rank()
+        share = WorkerShare(plan, rank, recipe.training.slot_batch)
+        stream = sample_stream(source, share, recipe.training.steps)
+        on_cpu = self.device.type == "cpu"
+        return stack.enter_context(closing(Feed(recipe, plan, rank, first_step, stream, photometric=on_cpu)))
+
+
 class AttemptWorker:
     """State and loop of one worker."""
 
-    def __init__(self, spec: RunSpec, stack: ExitStack) -> None:
-        import ray.train.torch
-
+    def __init__(self, spec: RunSpec, place: Place, stack: ExitStack) -> None:
         recipe = self._recipe = spec.recipe
         self._store = run_store(spec.root, recipe.name).patient(_STORE_PATIENCE_S)
-        self._rank, world_size = dist.get_rank(), dist.get_world_size()
-        self._device = ray.train.torch.get_device()
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # the collectives of objects choose their device by it
+        self._rank, world_size = worker_rank(), worker_count()
+        self._place = place
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
         self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, stack)
-        self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
+        self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=place.device.type)
         self._saver = Saver(recipe, self._store, self._log, self._lease, self._reporter)
         self._has_started = False
+        self.is_finished = False
         self._agreement = Agreement()
         self._spec = spec
         self._stack = stack
 
-    def train(self) -> None:
-        """From the newest good checkpoint to the last step."""
+    def steps(self) -> Iterator[tuple[int, StepResult]]:
+        """From the newest good checkpoint to the last step: each step that was made, after it."""
         first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
         source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
-        self._engine, self._training = self._new_training()
-        self._stack.callback(self._engine.close)
+        self._engine, self.training = self._new_training()
         first_step, digest = self._restore()
         ledger = SampleLedger(self._plan, digest)
-        share = WorkerShare(self._plan, self._rank, self._recipe.training.slot_batch)
-        stream = sample_stream(source, share, self._recipe.training.steps)
-        on_cpu = self._device.type == "cpu"
-        feed = Feed(self._recipe, self._plan, self._rank, first_step, stream, photometric=on_cpu)
-        self._stack.callback(feed.close)
-        for step in range(first_step, self._recipe.training.steps):
-            self._train_step(step, feed, ledger)
-        feed.close()
+        with ExitStack() as until_the_last_step:
+            feed = self._place.new_feed(self._recipe, self._plan, first_step, source, until_the_last_step)
+            for step in range(first_step, self._recipe.training.steps):
+                yield step, self._train_step(step, feed, ledger)
         self._saver.finish()
+        self.is_finished = True
 
     def ended(self, cause: str) -> None:
         """Note why the attempt stopped."""
         self._reporter.event(EventType.ATTEMPT_ENDED, cause=cause)
 
-    def _train_step(self, step: int, feed: Feed, ledger: SampleLedger) -> None:
+    def _train_step(self, step: int, feed: StepSource, ledger: SampleLedger) -> StepResult:
         with self._reporter.clock.phase("data_wait_s"):
             self._wait_for_images(feed, step)
             prepared = feed.take()
         for cause in prepared.deaths:
             self._reporter.event_of_worker(EventType.FEEDER_REPLACED, step=step, cause=cause)
-        result = self._training.run(step, [slot_batch(slot, self._device) for slot in prepared.slots])
+        result = self.training.run(step, [slot_batch(slot, self._place.device) for slot in prepared.slots])
         ledger.consumed(prepared)
         self._reporter.step(step, prepared, result)
         if self._saver.is_due(step + 1):
             with self._reporter.clock.phase("checkpoint_s"):
-                self._saver.save(step + 1, ledger, self._engine, self._training)
+                self._saver.save(step + 1, ledger, self._engine, self.training)
+        return result
 
     def _advise(self) -> None:
         """Say so if reading costs much more bytes than it uses."""
@@ -137,7 +182,7 @@ class AttemptWorker:
             _log.warning(advice)
             self._reporter.event(EventType.READS_AMPLIFIED, dataset=name, times=times, advice=advice)
 
-    def _wait_for_images(self, feed: Feed, step: int) -> None:
+    def _wait_for_images(self, feed: StepSource, step: int) -> None:
         """Wait until every worker has its images.
 
         Workers whose images have come would wait for the others in a collective, and that gives up long before an
@@ -157,12 +202,13 @@ class AttemptWorker:
             self._has_started = True
             self._reporter.event(EventType.DATA_READY, step=step)
 
-    def _new_training(self) -> tuple[ZeroEngine, TrainingStep]:
+    def _new_training(self) -> tuple[Engine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)
         student.init_weights(self._recipe.seed)
         teacher.load_state_dict(student.state_dict())
-        engine = ZeroEngine(student, self._recipe.training, self._plan, self._device)
-        return engine, TrainingStep(self._recipe, engine, teacher.to(self._device), self._reporter.clock.phase)
+        engine = self._place.new_engine(student, self._recipe.training, self._plan, self._stack)
+        phase = self._reporter.clock.phase
+        return engine, TrainingStep(self._recipe, engine, teacher.to(self._place.device), phase)
 
     def _restore(self) -> tuple[int, bytes]:
         """First step to compute, and the digest of ids up to it."""
@@ -171,7 +217,7 @@ class AttemptWorker:
             if choice is None:
                 return 0, EMPTY
             try:
-                load_state(self._store, choice.manifest, self._engine, self._training)
+                load_state(self._store, choice.manifest, self._engine, self.training)
             except CorruptCheckpointError:
                 if verify_bytes:
                     raise

@@ -1,7 +1,7 @@
 """What workers tell each other, beside gradients: reductions, decisions of rank 0, and errors that all must share.
 
 A worker that raises alone leaves the others waiting in a collective until it times out; so errors are exchanged and
-raised by all.
+raised by all. Without a process group this process is the only worker.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,16 @@ from torch import Tensor
 from heliostat.errors import HeliostatError
 
 T = TypeVar("T")
+
+
+def worker_rank() -> int:
+    """Of this worker."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def worker_count() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class ProcessGroupReducer:
@@ -38,10 +48,13 @@ class Agreement:
     """A question to all workers that costs no device a synchronisation. All make one at the same place."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+        over_gpus = dist.is_initialized() and dist.get_backend() == "nccl"
+        self._group = dist.new_group(backend="gloo") if over_gpus else None
 
     def all_true(self, mine: bool) -> bool:
         """Whether every worker says so."""
+        if worker_count() == 1:
+            return mine
         vote = torch.tensor([int(mine)])
         dist.all_reduce(vote, dist.ReduceOp.MIN, group=self._group)
         return bool(vote.item())
@@ -49,15 +62,18 @@ class Agreement:
 
 def all_do(work: Callable[[], T]) -> list[T]:
     """Do ``work`` on every worker; the results by rank, or the first worker's user-facing error on all of them."""
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, _outcome(work))
+    outcomes: list[Any] = [_outcome(work)]
+    if worker_count() > 1:
+        mine, outcomes = outcomes[0], [None] * worker_count()
+        dist.all_gather_object(outcomes, mine)
     return [_result(outcome) for outcome in outcomes]
 
 
 def first_does(work: Callable[[], T]) -> T:
     """Do ``work`` on rank 0 alone; its result, or its user-facing error, on all workers."""
-    shared: list[Any] = [_outcome(work) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
+    shared: list[Any] = [_outcome(work) if worker_rank() == 0 else None]
+    if worker_count() > 1:
+        dist.broadcast_object_list(shared, src=0)
     return cast(T, _result(shared[0]))
 
 
@@ -77,6 +93,8 @@ def _result(outcome: tuple[Any, HeliostatError | None]) -> Any:
 
 def gather_rows(rows: Tensor) -> list[Tensor]:
     """The workers' tensors, which differ in their first dimension, by rank."""
+    if worker_count() == 1:
+        return [rows]
     device = _wire_device()
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=device))
