@@ -13,13 +13,13 @@ from uuid import uuid4
 
 import boto3
 import torch
-from support.seaweedfs import BUCKET
 
 from frame import Spread, in_turns
 from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.writer import write_shard
 from heliostat.storage import Store, open_store
+from s3_server import BUCKET
 
 _TENSORS = 16
 _PIECE_BYTES = 2**20

@@ -106,7 +106,7 @@ def _rows(table: pq.ParquetFile, spec: _Spec, columns: _Columns, limits: ImageLi
             _check_expansion(table.metadata.row_group(group), columns)
             for row, (value, label) in enumerate(_cells(table, group, columns), first_row):
                 yield _item(f"{spec.file.name}/{row}", value, label, limits)
-        except (pa.ArrowException, OSError, _UnusableTable) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError, _UnusableTable) as error:
             detail = f"row group {group} cannot be read on: {_cause(error)}"
             yield RefusedItem(spec.file.name, Reason.BROKEN_ARCHIVE, detail)
         first_row += table.metadata.row_group(group).num_rows
@@ -186,7 +186,7 @@ def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
             pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False) as table,
         ):
             yield table
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of names in the footer
         raise _UnusableTable(f"is no Parquet file, or broken: {_cause(error)}") from error
     except ObjectNotFoundError as error:
         raise _UnusableTable("is gone") from error

@@ -204,6 +204,16 @@ def test_parquet__a_broken_row_group_does_not_end_the_others(tmp_path: Path) -> 
     assert refused(found) == [("a.parquet", Reason.BROKEN_ARCHIVE)]
 
 
+def test_parquet__a_name_in_the_footer_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"a" * 50]}), tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "b.parquet")
+    for at in range(len(data)):
+        if data[at : at + 5] == b"image":
+            (tmp_path / "a.parquet").write_bytes(data[:at] + b"\x80" + data[at + 1 :])
+            assert items(read(tmp_path))[-1] == ("b.parquet/0", None, b"x")
+
+
 @given(st.data())
 def test_parquet__changed_bytes_are_read_without_an_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
