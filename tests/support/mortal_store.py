@@ -1,11 +1,18 @@
-"""A store whose process dies instead of its n-th write."""
+"""A store in which something happens before every write: the process dies, the store fails, or it takes its time."""
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 from heliostat.storage import ObjectInfo, Store
 from heliostat.storage.store import Chunks
+
+
+class BeforeWrite(Protocol):
+    """What happens before every write."""
+
+    def burn(self) -> None: ...
 
 
 class Killed(BaseException):
@@ -24,12 +31,33 @@ class Fuse:
         self.writes_left -= 1
 
 
+@dataclass(slots=True)
+class Refusal:
+    """Writes fail with this error once it is set."""
+
+    error: Exception | None = None
+
+    def burn(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass(slots=True)
+class Gate:
+    """Writes wait while it is shut."""
+
+    is_open: threading.Event = field(default_factory=threading.Event)
+
+    def burn(self) -> None:
+        self.is_open.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class MortalStore(Store):
-    """A store whose process dies instead of its n-th write; all writes are atomic, so these are all the moments."""
+    """With a fuse, its process dies instead of the n-th write; all writes are atomic, so these are all the moments."""
 
     inner: Store
-    fuse: Fuse
+    fuse: BeforeWrite
 
     @property
     def url(self) -> str:
