@@ -53,4 +53,5 @@ def answered(store: Store, key: str) -> CheckpointEntry | None:
         if any(isinstance(entry, EndEntry) for entry in CommitLog(store).read()):
             raise NotTrainingError(f"the run {store.url} finished meanwhile", "Its last step has a checkpoint")
         return None
-    return [entry for entry in CommitLog(store).read() if isinstance(entry, CheckpointEntry)][-1]
+    committed = [entry for entry in CommitLog(store).read() if isinstance(entry, CheckpointEntry)]
+    return committed[-1] if committed else None

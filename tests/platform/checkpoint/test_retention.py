@@ -72,7 +72,7 @@ def test_to_retire__whenever_it_is_asked_keeps_the_newest_every_nth_and_the_best
     all_entries: list[CheckpointEntry] = []
     live: list[CheckpointEntry] = []
     for index, loss in enumerate(losses, 1):
-        entry = _entry(7 * index, **({} if loss is None else {"loss": float(loss)}))
+        entry = _entry(7 * index) if loss is None else _entry(7 * index, loss=float(loss))
         all_entries.append(entry)
         live.append(entry)
         leaving = to_retire(live, keep)

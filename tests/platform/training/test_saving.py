@@ -90,12 +90,17 @@ class Worker:
         return "none"
 
 
+def slowly(result: str) -> str:
+    time.sleep(0.2)
+    return result
+
+
 def work(rank: int, world_size: int, recipe: PretrainRecipe, folder: str) -> dict[str, Any]:
     """All runs, one after another."""
     torch.manual_seed(rank)
     seen: dict[str, Any] = {"states": {}}
     worker = Worker(rank, world_size, recipe)
-    seen["long"] = first_does_long(worker.agreement, lambda: time.sleep(0.2) or "of rank 0")
+    seen["long"] = first_does_long(worker.agreement, lambda: slowly("of rank 0"))
 
     gate = Gate()
     with ExitStack() as stack:
