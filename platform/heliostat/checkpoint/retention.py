@@ -94,9 +94,11 @@ def retire(store: Store, log: CommitLog, lease: Lease, keep: Keep) -> tuple[Chec
 
 def sweep(store: Store, log: CommitLog, lease: Lease) -> tuple[str, ...]:
     """At the start of an attempt, remove what earlier ones left half-written or half-deleted; the folders removed."""
-    places = (folder_of(info.key) for info in store.list("checkpoints/"))
+    found = {info.key for info in store.list("checkpoints/")} | set(store.unfinished("checkpoints"))
+    places = (folder_of(key) for key in found)
     leftovers = abandoned((place[0] for place in places if place), live_checkpoints(log.read()), lease.attempt)
     for folder in leftovers:
+        store.discard_unfinished(folder)
         _delete_folder(store, folder)
     return leftovers
 

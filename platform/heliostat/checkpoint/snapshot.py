@@ -1,13 +1,19 @@
 """A copy of a rank's state in host memory, so that training can go on while the copy is written."""
 
-from collections.abc import Iterable
+import logging
+import weakref
+from collections.abc import Callable, Iterable
 
 import torch
 
 from heliostat.checkpoint.format import StateSlice
 
+_log = logging.getLogger(__name__)
+
 _ALIGNMENT_BYTES = 16
 """No element type is wider."""
+_PORTABLE = 1
+"""CUDA's flag for memory that is pinned for every device."""
 
 
 class Snapshot:
@@ -19,11 +25,19 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._unpin: Callable[[], object] = lambda: None
 
     @property
     def size_bytes(self) -> int:
         """Size of the buffer."""
         return self._buffer.numel()
+
+    def _grow(self, size_bytes: int, on_gpu: bool) -> None:
+        self._unpin()
+        self._buffer = torch.empty(0, dtype=torch.uint8)  # the old one goes first: there is room for one only
+        self._buffer = torch.empty(size_bytes, dtype=torch.uint8)
+        if on_gpu and _pin(self._buffer):
+            self._unpin = weakref.finalize(self, _unpin, self._buffer)
 
     def take(self, slices: Iterable[StateSlice]) -> list[StateSlice]:
         """Copy slices, whatever device they are on; the copies, which the next call overwrites.
@@ -34,8 +48,7 @@ class Snapshot:
         starts, size_bytes = _layout(sources)
         on_gpu = any(each.values.is_cuda for each in sources)
         if size_bytes > self._buffer.numel():
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # the old one goes first: there is room for one only
-            self._buffer = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=on_gpu)
+            self._grow(size_bytes, on_gpu)
         copies = []
         for each, start in zip(sources, starts, strict=True):
             values = each.values.detach()
@@ -55,3 +68,15 @@ def _layout(slices: Iterable[StateSlice]) -> tuple[list[int], int]:
         size_bytes = each.values.numel() * each.values.element_size()
         position += -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     return starts, position
+
+
+def _pin(buffer: torch.Tensor) -> bool:
+    """Pin memory where it is; torch's own pinned memory is rounded up to a power of two, up to twice the state."""
+    error = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), _PORTABLE))
+    if error:
+        _log.warning("CUDA cannot pin %d bytes (error %d): copies of the state are slower", buffer.numel(), error)
+    return not error
+
+
+def _unpin(buffer: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -138,3 +139,19 @@ def test_sweep__removes_what_earlier_attempts_never_committed(store: Store, save
     assert not store.exists(half_written)
     assert store.exists("checkpoints/README.txt")
     assert [entry.step for entry in live_checkpoints(log.read())] == [10]
+
+
+def test_sweep__removes_what_a_killed_writer_left_in_a_local_folder(store: Store, save: Save) -> None:
+    log = CommitLog(store)
+    lease = log.acquire_lease("a")
+    save(store, log, lease, 10)
+    root = Path(store.url)
+    left = [
+        root / checkpoint_folder(step, attempt) / ".heliostat-tmp-0" for step, attempt in ((10, 1), (20, 1), (30, 2))
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half a shard")
+    assert sweep(store, log, log.acquire_lease("b")) == (checkpoint_folder(20, 1),)
+    assert [path.exists() for path in left] == [True, False, True]  # live, of a dead attempt, of this one
+    assert not left[1].parent.parent.exists()
