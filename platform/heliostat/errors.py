@@ -46,14 +46,16 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── UnreadableWeightsError       HS-CKPT-006
 │   ├── UnsupportedExportError       HS-CKPT-007
 │   ├── ExportExistsError            HS-CKPT-008
-│   └── ExportMismatchError          HS-CKPT-009
+│   ├── ExportMismatchError          HS-CKPT-009
+│   └── SaveAbandonedError           HS-CKPT-010  a part of a checkpoint will not come
 ├── RunError                         HS-RUN-…   a run that cannot go on
 │   ├── FencedError                  HS-RUN-001  a newer attempt holds the lease
 │   ├── NonFiniteLossError           HS-RUN-002
 │   ├── TrainingFailedError          HS-RUN-003
 │   ├── RunNotFoundError             HS-RUN-004
 │   ├── PreemptedError               HS-RUN-005  gave up after too many preemptions
-│   └── CorruptLockError             HS-RUN-006
+│   ├── CorruptLockError             HS-RUN-006
+│   └── NotTrainingError             HS-RUN-007  asked for a checkpoint, and nobody answers
 └── EvaluationError                  HS-EVAL-…
     ├── TooFewSamplesError           HS-EVAL-001
     └── NonFiniteFeaturesError       HS-EVAL-002
@@ -361,6 +363,12 @@ class ExportMismatchError(CheckpointError):
     code = "HS-CKPT-009"
 
 
+class SaveAbandonedError(CheckpointError):
+    """A checkpoint was given up while it was written: its attempt ends."""
+
+    code = "HS-CKPT-010"
+
+
 class RunError(HeliostatError):
     """A run cannot go on."""
 
@@ -401,6 +409,12 @@ class CorruptLockError(RunError):
     """A run's ``config.lock.json`` cannot be read."""
 
     code = "HS-RUN-006"
+
+
+class NotTrainingError(RunError):
+    """A run that does not train cannot make a checkpoint."""
+
+    code = "HS-RUN-007"
 
 
 class EvaluationError(HeliostatError):

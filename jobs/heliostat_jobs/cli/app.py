@@ -20,7 +20,7 @@ from heliostat import __version__
 from heliostat.errors import CommandLineError, HeliostatError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
-from heliostat_jobs.cli import checkpoint, config_commands, dataset, dataset_views, demo, run
+from heliostat_jobs.cli import checkpoint, checkpoint_views, config_commands, dataset, dataset_views, demo, run
 from heliostat_jobs.cli.exit_codes import ExitCode, exit_code_of
 from heliostat_jobs.cli.options import DebugOption, JsonOption
 from heliostat_jobs.cli.output import print_json
@@ -147,6 +147,9 @@ app.add_typer(dataset.app, name="dataset")
 for view in (dataset_views.show, dataset_views.verify, dataset_views.sample, dataset_views.materialize):
     dataset.app.command()(view)
 app.add_typer(checkpoint.app, name="checkpoint")
+checkpoint.app.command("list")(checkpoint_views.list_)
+for verb in (checkpoint_views.show, checkpoint_views.verify, checkpoint_views.save):
+    checkpoint.app.command()(verb)
 
 
 def main() -> None:

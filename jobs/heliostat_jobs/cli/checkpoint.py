@@ -1,4 +1,4 @@
-"""``heliostat checkpoint export``: trained backbones for other programs."""
+"""``heliostat checkpoint export``: trained backbones for other programs; other verbs are in ``checkpoint_views.py``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from heliostat.observe.progress import watch_items
 from heliostat.storage import open_store
 from heliostat_jobs.cli.dataset import split_destination
 from heliostat_jobs.cli.exit_codes import ExitCode
 from heliostat_jobs.cli.options import DebugOption, JsonOption
-from heliostat_jobs.cli.output import print_json, print_table
+from heliostat_jobs.cli.output import plain, print_json, print_table
 from heliostat_jobs.extras import require_extra
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def summary_tables(summary: "DatasetSummary") -> list[Table]:
     facts.add_row("images", f"{summary.images:,}")
     facts.add_row("encoded images", f"{summary.image_bytes / 2**20:,.1f} MiB")
     if summary.parts:
-        facts.add_row("selected from", _plain(", ".join(f"{name} @ {sha256[:16]}" for name, sha256 in summary.parts)))
+        facts.add_row("selected from", plain(", ".join(f"{name} @ {sha256[:16]}" for name, sha256 in summary.parts)))
         facts.add_row("bytes read / used", f"{summary.read_amplification:.1f} (estimated)")
     else:
         facts.add_row("on disk", f"{summary.size_bytes / 2**20:,.1f} MiB in {summary.shards:,} shards")
@@ -157,7 +156,7 @@ def verify_lines(name: str, result: "VerifyResult") -> list[str]:
     checked = f"{result.images:,} images, {amount}{again}"
     if not result.broken:
         return [f"{name}: {checked}: every byte is as it was ingested"]
-    broken = [f"broken: {_plain(fact)}" for fact in result.broken]
+    broken = [f"broken: {plain(fact)}" for fact in result.broken]
     return [*broken, f"{name}: {checked}: {len(broken):,} broken parts; restore them from a backup or ingest again"]
 
 
@@ -169,11 +168,11 @@ def _history_table(summary: "DatasetSummary") -> Table:
         created = one.created_utc.replace("T", " ").removesuffix("+00:00")
         table.add_row(
             sha256[:16],
-            _plain(created),
+            plain(created),
             f"{one.images_added:,}",
             f"{one.duplicates:,}",
-            _plain(one.heliostat_version),
-            _plain(one.source),
+            plain(one.heliostat_version),
+            plain(one.source),
         )
     if len(summary.history) > _MOST_MANIFESTS:
         table.add_row(f"… {len(summary.history) - _MOST_MANIFESTS:,} before")
@@ -186,17 +185,12 @@ def _histogram(title: str, rows: Iterable[tuple[str, int]]) -> Table:
     listed = list(rows)
     most = max(count for _, count in listed)
     for name, count in listed:
-        table.add_row(_plain(name), f"{count:,}", "█" * round(_BAR_CHARS * count / max(most, 1)))
+        table.add_row(plain(name), f"{count:,}", "█" * round(_BAR_CHARS * count / max(most, 1)))
     return table
 
 
 def _span(from_px: int, below_px: int | None) -> str:
     return f"{from_px:,} and more" if below_px is None else f"{from_px:,} to {below_px - 1:,}"
-
-
-def _plain(text: str) -> Text:
-    """Text of others: rich would obey markup in it, and a terminal escape sequences."""
-    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))
 
 
 def _to_json(summary: "DatasetSummary") -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _WIDTH_OF_FILES = 200
 """Columns where no terminal sets them, so that tables in files and pipes are not folded at 80."""
@@ -28,3 +29,8 @@ def print_table(table: Table) -> None:
     """A table as wide as the terminal; in files and pipes without colours, and as wide as it needs."""
     console = _Console() if sys.stdout.isatty() else _Console(width=_WIDTH_OF_FILES)
     console.print(table)
+
+
+def plain(text: str) -> Text:
+    """Text of others: rich would obey markup in it, and a terminal escape sequences."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))

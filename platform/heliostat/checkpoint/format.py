@@ -5,6 +5,7 @@ parameter. A rank writes the slices it owns, whatever they are, into one safeten
 ``kind|parameter|offset``. The manifest says which slices lie where, so any number of ranks can read any slices back.
 
     checkpoints/step-00001000/attempt-3/rank-00000.safetensors   one per rank that wrote
+    checkpoints/step-00001000/attempt-3/rank-00000.json          what the rank wrote, beside its file once that is whole
     checkpoints/step-00001000/attempt-3/manifest.json            what makes them one checkpoint
 """
 
@@ -153,6 +154,11 @@ def manifest_key(folder: str) -> str:
 def shard_key(folder: str, rank: int) -> str:
     """Where a rank writes."""
     return f"{folder}/rank-{rank:05d}.safetensors"
+
+
+def record_key(folder: str, rank: int) -> str:
+    """Where a rank says what it wrote."""
+    return f"{folder}/rank-{rank:05d}.json"
 
 
 def folder_of(key: str) -> tuple[str, int] | None:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from heliostat.checkpoint.format import Count, Record, Sha256
+from heliostat.checkpoint.format import Count, FiniteFloat, Record, Sha256
 from heliostat.errors import CorruptLogError, FencedError, ObjectExistsError, ObjectNotFoundError
 from heliostat.storage import Store
 
@@ -57,6 +57,8 @@ class CheckpointEntry(_Entry):
     step: Count
     manifest_key: str
     manifest_sha256: Sha256
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """What its last step reported, as far as it was finite: so that the log alone says which one is the best."""
 
 
 class RetireEntry(_Entry):

@@ -5,21 +5,60 @@ that counts without its files. What crashes leave behind, the next attempt sweep
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from heliostat.checkpoint.format import folder_of
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease, RetireEntry, live_checkpoints
 from heliostat.storage import Store
 
 
-def to_retire(live: Sequence[CheckpointEntry], keep_last: int) -> tuple[CheckpointEntry, ...]:
-    """The checkpoints to give up, oldest first, so that the newest ``keep_last`` remain.
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which checkpoints of a run are worth their space; one that any rule keeps is kept.
 
     Raises:
-        ValueError: ``keep_last`` is less than one.
+        ValueError: ``last`` is less than one.
     """
-    if keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}, but a run needs a checkpoint to continue from")
-    return tuple(live[:-keep_last])
+
+    last: int
+    """So many of the newest."""
+    every_steps: int | None = None
+    """For ever, the first one at or after each multiple: a save may have had to wait for the one before it."""
+    best: str | None = None
+    """Metric by which the best one is kept; without it in the log, a checkpoint is never the best."""
+    best_mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ValueError(f"the newest {self.last} are kept, but a run needs a checkpoint to continue from")
+
+
+def to_retire(live: Sequence[CheckpointEntry], keep: Keep) -> tuple[CheckpointEntry, ...]:
+    """The checkpoints to give up, oldest first."""
+    kept = {entry.manifest_key for entry in [*live[-keep.last :], *_milestones(live, keep.every_steps)]}
+    if best := best_of(live, keep):
+        kept.add(best.manifest_key)
+    return tuple(entry for entry in live if entry.manifest_key not in kept)
+
+
+def best_of(live: Sequence[CheckpointEntry], keep: Keep) -> CheckpointEntry | None:
+    """The best checkpoint by its metric, of equals the newest; None if none has it or nobody asks."""
+    if keep.best is None:
+        return None
+    sign = 1 if keep.best_mode == "min" else -1
+    judged = [entry for entry in reversed(live) if keep.best in entry.metrics]
+    return min(judged, key=lambda entry: sign * entry.metrics[str(keep.best)], default=None)
+
+
+def _milestones(live: Sequence[CheckpointEntry], every_steps: int | None) -> tuple[CheckpointEntry, ...]:
+    if every_steps is None:
+        return ()
+    first: dict[int, CheckpointEntry] = {}
+    for entry in live:
+        if multiple := entry.step // every_steps:
+            first.setdefault(multiple, entry)
+    return tuple(first.values())
 
 
 def abandoned(folders: Iterable[str], live: Sequence[CheckpointEntry], attempt: int) -> tuple[str, ...]:
@@ -38,13 +77,13 @@ def abandoned(folders: Iterable[str], live: Sequence[CheckpointEntry], attempt: 
     )
 
 
-def retire(store: Store, log: CommitLog, lease: Lease, keep_last: int) -> tuple[CheckpointEntry, ...]:
-    """Give up all but the newest checkpoints; those given up.
+def retire(store: Store, log: CommitLog, lease: Lease, keep: Keep) -> tuple[CheckpointEntry, ...]:
+    """Give up the checkpoints that no rule keeps; those given up.
 
     Raises:
         FencedError: A newer attempt holds the lease; nothing more was removed.
     """
-    leaving = to_retire(live_checkpoints(log.read()), keep_last)
+    leaving = to_retire(live_checkpoints(log.read()), keep)
     for entry in leaving:
         log.append(lease, RetireEntry(attempt=lease.attempt, manifest_key=entry.manifest_key))
         place = folder_of(entry.manifest_key)
@@ -55,9 +94,11 @@ def retire(store: Store, log: CommitLog, lease: Lease, keep_last: int) -> tuple[
 
 def sweep(store: Store, log: CommitLog, lease: Lease) -> tuple[str, ...]:
     """At the start of an attempt, remove what earlier ones left half-written or half-deleted; the folders removed."""
-    places = (folder_of(info.key) for info in store.list("checkpoints/"))
+    found = {info.key for info in store.list("checkpoints/")} | set(store.unfinished("checkpoints"))
+    places = (folder_of(key) for key in found)
     leftovers = abandoned((place[0] for place in places if place), live_checkpoints(log.read()), lease.attempt)
     for folder in leftovers:
+        store.discard_unfinished(folder)
         _delete_folder(store, folder)
     return leftovers
 

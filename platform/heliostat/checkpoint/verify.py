@@ -1,7 +1,7 @@
 """Whether what was committed is still what is there, and which checkpoint to continue from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -91,14 +91,25 @@ def load_manifest(store: Store, entry: CheckpointEntry) -> CheckpointManifest:
         ) from error
 
 
-def check_shards(store: Store, manifest: CheckpointManifest, verify_bytes: bool = False) -> None:
+def check_shards(
+    store: Store,
+    manifest: CheckpointManifest,
+    verify_bytes: bool = False,
+    hashed: Callable[[int], None] = lambda size_bytes: None,
+) -> None:
     """Hold every shard against the manifest: by size, or by every byte.
+
+    Args:
+        store: The run's store.
+        manifest: Of the checkpoint.
+        verify_bytes: Hash every byte.
+        hashed: Told how many bytes were hashed, again and again, by several threads.
 
     Raises:
         CorruptCheckpointError: Names the first shard that is missing, of another size, or of other content.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        for fault in pool.map(lambda shard: _shard_fault(store, shard, verify_bytes), manifest.shards):
+        for fault in pool.map(lambda shard: _shard_fault(store, shard, verify_bytes, hashed), manifest.shards):
             if fault:
                 raise fault
 
@@ -122,7 +133,9 @@ def read_chunk(store: Store, shard: ShardRecord, index: int) -> bytes:
     return data
 
 
-def _shard_fault(store: Store, shard: ShardRecord, verify_bytes: bool) -> CorruptCheckpointError | None:
+def _shard_fault(
+    store: Store, shard: ShardRecord, verify_bytes: bool, hashed: Callable[[int], None]
+) -> CorruptCheckpointError | None:
     name = f"{store.url}/{shard.key}"
     try:
         size_bytes = store.size(shard.key)
@@ -131,7 +144,7 @@ def _shard_fault(store: Store, shard: ShardRecord, verify_bytes: bool) -> Corrup
                 f"the shard {name} has {size_bytes} bytes, not {shard.size_bytes} as committed", _FALL_BACK
             )
         for index in range(len(shard.chunk_sha256) if verify_bytes else 0):
-            read_chunk(store, shard, index)
+            hashed(len(read_chunk(store, shard, index)))
     except ObjectNotFoundError:
         return CorruptCheckpointError(f"the shard {name} is missing", _FALL_BACK)
     except CorruptCheckpointError as error:

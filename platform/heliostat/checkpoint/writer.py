@@ -6,7 +6,9 @@ in between leaves files that no log entry names, which the next attempt sweeps a
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -62,8 +64,21 @@ def write_shard(store: Store, folder: str, rank: int, slices: Sequence[StateSlic
     )
 
 
-def commit(store: Store, log: CommitLog, lease: Lease, manifest: CheckpointManifest) -> CheckpointEntry:
+def commit(
+    store: Store,
+    log: CommitLog,
+    lease: Lease,
+    manifest: CheckpointManifest,
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> CheckpointEntry:
     """Make a checkpoint exist, once all its shards are written. May be called again after a failure.
+
+    Args:
+        store: The run's store.
+        log: The run's commit log.
+        lease: Of this attempt.
+        manifest: What was written.
+        metrics: What the last step reported; numbers that are not finite are left out.
 
     Raises:
         FencedError: A newer attempt holds the lease; nothing was committed.
@@ -84,6 +99,7 @@ def commit(store: Store, log: CommitLog, lease: Lease, manifest: CheckpointManif
         step=manifest.step,
         manifest_key=manifest.key,
         manifest_sha256=hashlib.sha256(data).hexdigest(),
+        metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
     )
     log.append(lease, entry)
     return entry

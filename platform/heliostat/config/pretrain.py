@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from heliostat.config.base import Name, Root, Section, Share
+from heliostat.config.checkpoint import CheckpointConfig
 from heliostat.config.model import ModelConfig
 from heliostat.errors import IndivisibleBatchError, InvalidValueError, TooManyWorkersError
 
@@ -302,13 +303,6 @@ class ScalingConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="auto takes one GPU per worker where there are any"
     )
-
-
-class CheckpointConfig(Section):
-    """When training state is committed, and how much is kept."""
-
-    every_steps: int = Field(500, gt=0, description="steps between checkpoints; the last step always has one")
-    keep_last: int = Field(3, gt=0, description="newest checkpoints that are kept")
 
 
 class ObserveConfig(Section):

@@ -37,6 +37,7 @@ from heliostat.storage.store import (
 
 _PRUNE_RACES = 100
 """How often a writer makes its folder again when others, deleting the last object in it, keep removing it."""
+_TEMPORARY = f"{RESERVED_NAME}tmp-"
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -138,6 +139,22 @@ class LocalStore(Store):
                 return
         self._prune(path.parent)
 
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """See ``Store.unfinished``: temporary files, which a process that is killed cannot remove."""
+        for folder, _, names in os.walk(self._path(prefix)):
+            if any(name.startswith(_TEMPORARY) for name in names):
+                yield Path(folder).relative_to(self.root).as_posix()
+
+    def discard_unfinished(self, folder: str) -> int:
+        """See ``Store.discard_unfinished``."""
+        path = self._path(folder)
+        with _writing(path):
+            pieces = list(path.glob(f"{_TEMPORARY}*"))
+            for piece in pieces:
+                piece.unlink(missing_ok=True)
+        self._prune(path)
+        return len(pieces)
+
     def sub(self, prefix: str) -> Self:
         """See ``Store.sub``."""
         return type(self)(self._path(prefix))
@@ -161,7 +178,7 @@ def _version(data: bytes) -> str:
 @contextmanager
 def _staged(path: Path, chunks: Iterable[bytes | memoryview]) -> Iterator[Path]:
     """A synced temporary file beside ``path``; while it is there, nobody can prune the folder. Removed at the end."""
-    staged = path.parent / f"{RESERVED_NAME}tmp-{uuid4().hex}"
+    staged = path.parent / f"{_TEMPORARY}{uuid4().hex}"
     with _writing(path):
         descriptor = _open_new(staged)
     try:

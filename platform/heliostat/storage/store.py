@@ -119,6 +119,17 @@ class Store(ABC):
     def sub(self, prefix: str) -> Self:
         """The same store seen from below a prefix: its keys start there."""
 
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """Folders below a prefix (without a slash at the end) that hold something of writes which never finished.
+
+        Of a write that goes on at this moment too. None where the place itself cleans up: S3 has lifecycle rules.
+        """
+        return iter(())
+
+    def discard_unfinished(self, folder: str) -> int:
+        """Remove what ``unfinished`` found in a folder, so that a write that goes on there fails; how many pieces."""
+        return 0
+
     def patient(self, budget_s: float) -> Self:
         """The same store, which tries that long to get an answer, in seconds, before it raises an error.
 

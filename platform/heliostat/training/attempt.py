@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,12 +25,12 @@ from heliostat.objectives.step import StepResult, TrainingStep
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
-from heliostat.training.collective import Agreement, all_do, first_does, worker_count, worker_rank
+from heliostat.training.collective import Agreement, all_do, first_does, first_does_long, worker_count, worker_rank
 from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
-from heliostat.training.saving import Saver
+from heliostat.training.saving import RunState, Saver
 from heliostat.training.state import load_state
 from heliostat.training.zero import ZeroEngine
 
@@ -39,7 +40,7 @@ _POLL_S = 5.0
 _STALL_S = 15.0
 """Seconds without images after which the run says so."""
 _STORE_PATIENCE_S = 100.0
-"""How long a commit may wait for the store: less than the collectives in which other workers wait for it."""
+"""How long a worker may wait for the store while others wait for it: less than their collectives do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,6 @@ class AttemptWorker:
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
         self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, stack)
         self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=place.device.type)
-        self._saver = Saver(recipe, self._store, self._log, self._lease, self._reporter)
         self._has_started = False
         self.is_finished = False
         self._agreement = Agreement()
@@ -143,13 +143,15 @@ class AttemptWorker:
 
     def steps(self) -> Iterator[tuple[int, StepResult]]:
         """From the newest good checkpoint to the last step: each step that was made, after it."""
-        first_does(lambda: sweep(self._store, self._log, self._lease))  # what dead attempts left half-written
+        # What dead attempts left half-written.
+        first_does_long(self._agreement, lambda: sweep(self._store, self._log, self._lease))
         source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
         self._engine, self.training = self._new_training()
         first_step, digest = self._restore()
         ledger = SampleLedger(self._plan, digest)
+        self._saver = self._new_saver(ledger, first_step)
         with ExitStack() as until_the_last_step:
             feed = self._place.new_feed(self._recipe, self._plan, first_step, source, until_the_last_step)
             for step in range(first_step, self._recipe.training.steps):
@@ -162,17 +164,15 @@ class AttemptWorker:
         self._reporter.event(EventType.ATTEMPT_ENDED, cause=cause)
 
     def _train_step(self, step: int, feed: StepSource, ledger: SampleLedger) -> StepResult:
+        self._wait_for_images(feed, step)
         with self._reporter.clock.phase("data_wait_s"):
-            self._wait_for_images(feed, step)
             prepared = feed.take()
         for cause in prepared.deaths:
             self._reporter.event_of_worker(EventType.FEEDER_REPLACED, step=step, cause=cause)
         result = self.training.run(step, [slot_batch(slot, self._place.device) for slot in prepared.slots])
         ledger.consumed(prepared)
         self._reporter.step(step, prepared, result)
-        if self._saver.is_due(step + 1):
-            with self._reporter.clock.phase("checkpoint_s"):
-                self._saver.save(step + 1, ledger, self._engine, self.training)
+        self._saver.note(result)
         return result
 
     def _advise(self) -> None:
@@ -183,14 +183,14 @@ class AttemptWorker:
             self._reporter.event(EventType.READS_AMPLIFIED, dataset=name, times=times, advice=advice)
 
     def _wait_for_images(self, feed: StepSource, step: int) -> None:
-        """Wait until every worker has its images.
+        """Wait until every worker has its images; meanwhile, save what was done before if that is due.
 
         Workers whose images have come would wait for the others in a collective, and that gives up long before an
         outage of the storage is over.
         """
         begun_s = time.monotonic()
         stalled = False
-        while not self._agreement.all_true(feed.ready(_POLL_S)):
+        while self._some_wait(feed, step):
             waited_s = time.monotonic() - begun_s
             if waited_s > _STALL_S and not stalled and self._has_started:
                 stalled = True
@@ -201,6 +201,24 @@ class AttemptWorker:
         if not self._has_started:
             self._has_started = True
             self._reporter.event(EventType.DATA_READY, step=step)
+
+    def _some_wait(self, feed: StepSource, step: int) -> bool:
+        with self._reporter.clock.phase("data_wait_s"):
+            vote = self._saver.vote(feed.ready(_POLL_S))
+        self._saver.save_if_due(vote, step)
+        return vote.waits
+
+    def _new_saver(self, ledger: SampleLedger, first_step: int) -> Saver:
+        return Saver(
+            self._recipe,
+            run_store(self._spec.root, self._recipe.name),
+            self._lease,
+            self._reporter,
+            self._agreement,
+            RunState(self._engine, self.training, ledger),
+            first_step,
+            self._stack,
+        )
 
     def _new_training(self) -> tuple[Engine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)
@@ -213,7 +231,7 @@ class AttemptWorker:
     def _restore(self) -> tuple[int, bytes]:
         """First step to compute, and the digest of ids up to it."""
         for verify_bytes in (False, True):
-            choice = first_does(lambda verify=verify_bytes: self._choose(verify))  # type: ignore[misc]
+            choice = first_does_long(self._agreement, partial(self._choose, verify_bytes))
             if choice is None:
                 return 0, EMPTY
             try:

@@ -5,6 +5,7 @@ raised by all. Without a process group this process is the only worker.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from heliostat.errors import HeliostatError
 
 T = TypeVar("T")
+
+_ASK_S = 5.0
 
 
 def worker_rank() -> int:
@@ -45,19 +48,19 @@ class ProcessGroupReducer:
 
 
 class Agreement:
-    """A question to all workers that costs no device a synchronisation. All make one at the same place."""
+    """Questions to all workers that cost no device a synchronisation. All make one at the same place."""
 
     def __init__(self) -> None:
         over_gpus = dist.is_initialized() and dist.get_backend() == "nccl"
         self._group = dist.new_group(backend="gloo") if over_gpus else None
 
-    def all_true(self, mine: bool) -> bool:
-        """Whether every worker says so."""
+    def any(self, *mine: bool) -> tuple[bool, ...]:
+        """For each question, whether any worker says so."""
         if worker_count() == 1:
             return mine
-        vote = torch.tensor([int(mine)])
-        dist.all_reduce(vote, dist.ReduceOp.MIN, group=self._group)
-        return bool(vote.item())
+        votes = torch.tensor(mine, dtype=torch.uint8)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
+        return tuple(bool(vote) for vote in votes)
 
 
 def all_do(work: Callable[[], T]) -> list[T]:
@@ -75,6 +78,19 @@ def first_does(work: Callable[[], T]) -> T:
     if worker_count() > 1:
         dist.broadcast_object_list(shared, src=0)
     return cast(T, _result(shared[0]))
+
+
+def first_does_long(agreement: Agreement, work: Callable[[], T]) -> T:
+    """``first_does`` for what may take longer than a collective waits: rank 0 works in a thread meanwhile."""
+    if worker_rank() != 0:
+        while agreement.any(False)[0]:
+            pass
+        return first_does(work)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(_outcome, work)
+        while agreement.any(not wait([future], _ASK_S).done)[0]:
+            pass
+        return first_does(lambda: cast(T, _result(future.result())))
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, HeliostatError | None]:

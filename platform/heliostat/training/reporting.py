@@ -72,6 +72,6 @@ class Reporter:
         )
         self._data_costs.clear()
 
-    def flush(self) -> None:
-        """Write what is buffered now."""
-        self._metrics.flush()
+    def flush(self) -> bool:
+        """Write the lines that are buffered now; false when the store failed. Any thread may call it."""
+        return self._metrics.flush()

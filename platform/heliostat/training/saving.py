@@ -1,25 +1,61 @@
-"""When training state is committed, and how."""
+"""Saving the state of a run while training goes on.
+
+Between two steps every worker copies its share of the state to host memory; that is all that training waits for. A
+thread then writes the copy, and rank 0's waits for the other ranks' parts in the store, commits, and removes what is
+not to be kept. Threads take part in no collective: what they have to say, an error above all, is said by their worker's
+vote at the next step boundary.
+"""
 
 import logging
+import threading
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
+from heliostat.checkpoint.assembly import Draft, assemble, write_part
+from heliostat.checkpoint.format import StateSlice
 from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
-from heliostat.checkpoint.retention import retire
+from heliostat.checkpoint.retention import Keep, retire
+from heliostat.checkpoint.snapshot import Snapshot
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import StorageError
-from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.objectives.engine import Engine
-from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step import StepResult, TrainingStep
 from heliostat.observe.events import EventType
 from heliostat.storage import Store
-from heliostat.training.collective import Agreement, first_does
+from heliostat.training.background import Background
+from heliostat.training.collective import Agreement, all_do
 from heliostat.training.ledger import SampleLedger
 from heliostat.training.reporting import Reporter
-from heliostat.training.state import save_state
+from heliostat.training.state import draft_of, owned_slices
+from heliostat.training.triggers import Vote, due
+from heliostat.training.wishes import Wishes
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a checkpoint holds."""
+
+    engine: Engine
+    training: TrainingStep
+    ledger: SampleLedger
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """A checkpoint that is being written."""
+
+    draft: Draft
+    metrics: Mapping[str, float]
+    requests: frozenset[str]
+    begun_s: float
+    blocked_s: float
+    """Seconds for which training waited for it."""
 
 
 class Saver:
@@ -27,63 +63,141 @@ class Saver:
 
     Args:
         recipe: Of the run.
-        store: The run's, which waits out short failures.
-        log: The run's commit log.
+        store: The run's.
         lease: Of this attempt.
         reporter: Told of every commit.
+        agreement: Of all workers.
+        state: What is saved.
+        first_step: Steps that are done and saved already.
+        stack: Ends what is begun here.
     """
 
-    def __init__(self, recipe: PretrainRecipe, store: Store, log: CommitLog, lease: Lease, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        store: Store,
+        lease: Lease,
+        reporter: Reporter,
+        agreement: Agreement,
+        state: RunState,
+        first_step: int,
+        stack: ExitStack,
+    ) -> None:
         self._recipe = recipe
-        self._store = store
-        self._log = log
+        # Threads may wait out any outage that the run may: nobody waits for them.
+        self._store = store.patient(recipe.streaming.patience_s)
+        self._log = CommitLog(self._store)
         self._lease = lease
         self._reporter = reporter
-        self._agreement = Agreement()
+        self._agreement = agreement
+        self._state = state
+        self._saved, self._pending = first_step, False
+        self._metrics: Mapping[str, float] = {}
+        self._snapshot = Snapshot()
+        self._background = Background("saving")
+        self._closing = threading.Event()
+        stack.callback(self._closing.set)
+        is_first = state.engine.rank == 0
+        self._wishes = Wishes(store, recipe.checkpoint.every_minutes, stack) if is_first else None
 
-    def is_due(self, done: int) -> bool:
-        """Whether the state is to be saved now that so many steps are done."""
-        return done % self._recipe.checkpoint.every_steps == 0 or done == self._recipe.training.steps
+    def note(self, result: StepResult) -> None:
+        """Remember what a step reported, for the next checkpoint's entry in the log."""
+        if result.skipped is None:
+            self._metrics = dict(result.terms)
 
-    def save(self, done: int, ledger: SampleLedger, engine: Engine, training: TrainingStep) -> None:
-        """Commit the state after so many steps.
+    def vote(self, has_images: bool) -> Vote:
+        """One exchange of all workers between two steps, or while they wait for images.
+
+        Raises:
+            HeliostatError: what went wrong on a worker in the background, the same on all of them.
+        """
+        is_saving = self._background.is_busy  # before its failure: what is over has failed, or never will
+        failed = self._background.failure is not None
+        wanted = self._wishes is not None and self._wishes.is_any()
+        vote = Vote.taken(self._agreement, Vote(not has_images, failed, is_saving, wanted))
+        if vote.failed:
+            all_do(self._raise_failure)
+        return vote
+
+    def save_if_due(self, vote: Vote, done: int) -> None:
+        """Begin a checkpoint if it is time for one after so many steps. Training waits for the copy alone."""
+        decision = due(vote, done, self._saved, self._pending, self._recipe.checkpoint.every_steps)
+        self._pending = decision.pending
+        if decision.save:
+            with self._reporter.clock.phase("checkpoint_s"):
+                self._begin(done)
+
+    def finish(self) -> None:
+        """Commit the state after the last step, and the end of the run; waits for both.
 
         Raises:
             FencedError: a newer attempt holds the lease.
-            StorageError: the store failed for longer than it is waited for.
+            StorageError: the store failed for longer than ``streaming.patience_s``.
         """
-        self._wait_for_store()
-        # Before the commit: what a resumed run does not compute again must not be missing from its curve.
-        self._reporter.flush()
-        manifest = save_state(self._store, self._log, self._lease, done, ledger.exchange(), engine, training)
-        first_does(self._retire)
-        self._reporter.event(EventType.CHECKPOINT_COMMITTED, step=done, size_bytes=manifest.size_bytes)
-
-    def finish(self) -> None:
-        """Note that the run has come to its end."""
         steps = self._recipe.training.steps
-        first_does(
-            lambda: self._log.append(
-                self._lease, EndEntry(attempt=self._lease.attempt, step=steps, outcome="completed")
-            )
-        )
+        self._settle()
+        if self._saved < steps:
+            self._begin(steps)
+            self._settle()
+        if self._state.engine.rank == 0:
+            end = EndEntry(attempt=self._lease.attempt, step=steps, outcome="completed")
+            self._background.start(lambda: self._log.append(self._lease, end))
+        self._settle()
         self._reporter.event(EventType.RUN_FINISHED, step=steps)
 
-    def _wait_for_store(self) -> None:
-        """Wait out an outage before a commit, which gives up earlier: others wait for it in collectives."""
+    def _settle(self) -> None:
+        while self.vote(has_images=True).is_saving:
+            self._background.wait(_POLL_S)
+
+    def _raise_failure(self) -> None:
+        if self._background.failure is not None:
+            raise self._background.failure
+
+    def _begin(self, done: int) -> None:
+        begun_s = time.monotonic()
+        engine, training, ledger = self._state.engine, self._state.training, self._state.ledger
+        requests = self._wishes.take() if self._wishes is not None else frozenset[str]()
+        draft = draft_of(self._lease, done, ledger.exchange(), engine, training)
+        copies = self._snapshot.take(owned_slices(training, engine.rank, engine.world_size))
+        self._saved = done
+        save = _Save(draft, self._metrics, requests, begun_s, time.monotonic() - begun_s)
+        self._background.start(lambda: self._write(save, copies))
+
+    def _write(self, save: _Save, copies: list[StateSlice]) -> None:
+        """In the background."""
+        write_part(self._store, save.draft, self._state.engine.rank, copies)
+        if self._wishes is None:
+            return
+        self._flush_curve()
+        manifest = assemble(self._store, self._log, self._lease, save.draft, save.metrics, self._closing.is_set)
+        self._retire(save.metrics)
+        self._wishes.answer(save.requests)
+        self._reporter.event(
+            EventType.CHECKPOINT_COMMITTED,
+            step=manifest.step,
+            size_bytes=manifest.size_bytes,
+            blocked_s=round(save.blocked_s, 4),
+            total_s=round(time.monotonic() - save.begun_s, 4),
+        )
+
+    def _flush_curve(self) -> None:
+        """Before a commit: what a resumed run does not compute again must not be missing from its curve."""
         deadline_s = time.monotonic() + self._recipe.streaming.patience_s
-        while not self._agreement.all_true(self._store_answers() or time.monotonic() > deadline_s):
-            time.sleep(_POLL_S)
+        while not self._reporter.flush():
+            if time.monotonic() > deadline_s or self._closing.wait(_POLL_S):
+                _log.warning("the curve of the run may miss steps: its store does not take them")
+                return
 
-    def _store_answers(self) -> bool:
+    def _retire(self, metrics: Mapping[str, float]) -> None:
+        config = self._recipe.checkpoint
+        if config.keep_best is not None and config.keep_best not in metrics:
+            _log.warning(
+                "checkpoint.keep_best is %s, but steps report %s",
+                config.keep_best,
+                ", ".join(sorted(metrics)) or "none",
+            )
+        keep = Keep(config.keep_last, config.keep_every_steps, config.keep_best, config.keep_best_mode)
         try:
-            self._store.patient(_POLL_S).exists(LOCK_KEY)
-        except StorageError:
-            return False
-        return True
-
-    def _retire(self) -> None:
-        try:
-            retire(self._store, self._log, self._lease, self._recipe.checkpoint.keep_last)
+            retire(self._store, self._log, self._lease, keep)
         except StorageError as error:  # the checkpoint is committed; the old one goes next time
             _log.warning("an old checkpoint could not be removed: %s", error)

@@ -8,10 +8,10 @@ state: the step is.
 
 from collections.abc import Iterator, Mapping
 
-from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder
+from heliostat.checkpoint.assembly import Draft, assemble, write_part
+from heliostat.checkpoint.format import CheckpointManifest, StateSlice
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.checkpoint.writer import commit, write_shard
 from heliostat.errors import IncompatibleCheckpointError
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.loss_scale import LossScale
@@ -52,6 +52,18 @@ def counters_of(engine: Engine, training: TrainingStep) -> dict[str, int | float
     }
 
 
+def draft_of(lease: Lease, step: int, digest: bytes, engine: Engine, training: TrainingStep) -> Draft:
+    """What all workers know of the checkpoint after ``step`` steps."""
+    return Draft(
+        step=step,
+        attempt=lease.attempt,
+        world_size=engine.world_size,
+        tensors=training.tensor_sizes(),
+        counters=counters_of(engine, training),
+        digest_of_ids=digest.hex(),
+    )
+
+
 def save_state(
     store: Store,
     log: CommitLog,
@@ -61,33 +73,17 @@ def save_state(
     engine: Engine,
     training: TrainingStep,
 ) -> CheckpointManifest:
-    """Write and commit the state after ``step`` steps; all workers call it, all return or raise.
+    """Write and commit the state after ``step`` steps, and wait for it; all workers call it, all return or raise.
+
+    Of the same parts as ``Saver``, which a run uses: without a copy of the state, and without a thread.
 
     Raises:
         FencedError: a newer attempt holds the lease.
         StorageError: the store failed for longer than its retries last.
     """
-    folder = checkpoint_folder(step, lease.attempt)
-
-    def write() -> object:
-        return write_shard(store, folder, engine.rank, list(owned_slices(training, engine.rank, engine.world_size)))
-
-    shards = all_do(write)
-
-    def publish() -> CheckpointManifest:
-        manifest = CheckpointManifest(
-            step=step,
-            attempt=lease.attempt,
-            world_size=engine.world_size,
-            shards=tuple(shards),  # type: ignore[arg-type]
-            tensors=training.tensor_sizes(),
-            counters=counters_of(engine, training),
-            digest_of_ids=digest.hex(),
-        )
-        commit(store, log, lease, manifest)
-        return manifest
-
-    return first_does(publish)
+    draft = draft_of(lease, step, digest, engine, training)
+    all_do(lambda: write_part(store, draft, engine.rank, list(owned_slices(training, engine.rank, engine.world_size))))
+    return first_does(lambda: assemble(store, log, lease, draft))
 
 
 def load_state(store: Store, manifest: CheckpointManifest, engine: Engine, training: TrainingStep) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder
-from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease
-from heliostat.checkpoint.writer import commit, write_shard
+from heliostat.checkpoint.assembly import Draft, assemble, write_part
+from heliostat.checkpoint.format import StateSlice
+from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease, live_checkpoints
 from heliostat.storage import Store, open_store
 
 State = dict[tuple[str, str], torch.Tensor]
@@ -41,8 +41,14 @@ def save(state: Callable[[int], State]) -> Save:
     """Save and commit ``state(step)`` from ``world_size`` ranks, each tensor cut evenly among them."""
 
     def save(store: Store, log: CommitLog, lease: Lease, step: int, world_size: int = 2) -> CheckpointEntry:
-        folder = checkpoint_folder(step, lease.attempt)
-        shards = []
+        draft = Draft(
+            step=step,
+            attempt=lease.attempt,
+            world_size=world_size,
+            tensors={f"{kind}|{parameter}": len(values) for (kind, parameter), values in state(step).items()},
+            counters={"optimizer_step": step, "loss_scale": 65536.0, "dtype": "fp32"},
+            digest_of_ids=f"digest-{step}",
+        )
         for rank in range(world_size):
             slices = []
             for (kind, parameter), values in state(step).items():
@@ -50,16 +56,8 @@ def save(state: Callable[[int], State]) -> Save:
                 slices.append(
                     StateSlice(kind, parameter, rank * share, values[rank * share : (rank + 1) * share].clone())
                 )
-            shards.append(write_shard(store, folder, rank, slices))
-        manifest = CheckpointManifest(
-            step=step,
-            attempt=lease.attempt,
-            world_size=world_size,
-            shards=tuple(shards),
-            tensors={f"{kind}|{parameter}": len(values) for (kind, parameter), values in state(step).items()},
-            counters={"optimizer_step": step, "loss_scale": 65536.0, "dtype": "fp32"},
-            digest_of_ids=f"digest-{step}",
-        )
-        return commit(store, log, lease, manifest)
+            write_part(store, draft, rank, slices)
+        assemble(store, log, lease, draft, {"loss": 1.0 / (step + 1)})
+        return live_checkpoints(log.read())[-1]
 
     return save

@@ -2,23 +2,21 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable
 
 import pytest
 import safetensors.torch
 import torch
+from support.mortal_store import Fuse, Killed, MortalStore
 
 from heliostat.checkpoint.format import CHUNK_BYTES, CheckpointManifest, StateSlice, checkpoint_folder
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.checkpoint.retention import retire, sweep
+from heliostat.checkpoint.retention import Keep, retire, sweep
 from heliostat.checkpoint.verify import Choice, newest_good
 from heliostat.checkpoint.writer import commit, write_shard
 from heliostat.errors import CorruptCheckpointError, FencedError, ObjectExistsError
-from heliostat.storage import ObjectInfo, Store, open_store
-from heliostat.storage.store import Chunks
+from heliostat.storage import Store, open_store
 
 State = dict[tuple[str, str], torch.Tensor]
 Save = Callable[..., CheckpointEntry]
@@ -106,7 +104,7 @@ def test_commit__works_on_s3(s3_root: str, save: Save, state: Callable[[int], St
     lease = log.acquire_lease("a")
     for step in (10, 20, 30):
         save(store, log, lease, step, world_size=2)
-    assert [entry.step for entry in retire(store, log, lease, keep_last=2)] == [10]
+    assert [entry.step for entry in retire(store, log, lease, Keep(2))] == [10]
     _assert_holds(store, _newest(store), state(30))
     assert {info.key.split("/")[1] for info in store.list("checkpoints/")} == {"step-00000020", "step-00000030"}
 
@@ -143,7 +141,7 @@ def test_commit__of_a_zombie_neither_counts_nor_overwrites(
     with pytest.raises(ObjectExistsError, match="Take a new lease"):
         save(store, zombie_log, zombie, 10)
     with pytest.raises(FencedError):
-        retire(store, zombie_log, zombie, keep_last=1)
+        retire(store, zombie_log, zombie, Keep(1))
     assert sweep(store, zombie_log, zombie) == ()
     assert all(store.get(key) == data for key, data in kept.items())
     assert [entry.attempt for entry in live_checkpoints(CommitLog(store).read())] == [1, 2]
@@ -162,72 +160,6 @@ def test_commit__again_after_a_failure_is_sound(store: Store, save: Save, state:
     _assert_holds(store, _newest(store), state(10))
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing may catch it."""
-
-
-@dataclass(slots=True)
-class Fuse:
-    """How many writes are left to this process."""
-
-    writes_left: int
-
-    def burn(self) -> None:
-        if self.writes_left == 0:
-            raise Killed
-        self.writes_left -= 1
-
-
-@dataclass(frozen=True, slots=True)
-class MortalStore(Store):
-    """A store whose process dies instead of its n-th write; all writes are atomic, so these are all the moments."""
-
-    inner: Store
-    fuse: Fuse
-
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        return self.inner.get(key, start, end)
-
-    def get_versioned(self, key: str) -> tuple[bytes, str]:
-        return self.inner.get_versioned(key)
-
-    def size(self, key: str) -> int:
-        return self.inner.size(key)
-
-    def exists(self, key: str) -> bool:
-        return self.inner.exists(key)
-
-    def put(self, key: str, data: bytes) -> None:
-        self.fuse.burn()
-        self.inner.put(key, data)
-
-    def put_chunks(self, key: str, chunks: Chunks) -> None:
-        self.fuse.burn()
-        self.inner.put_chunks(key, chunks)
-
-    def create(self, key: str, data: bytes) -> str:
-        self.fuse.burn()
-        return self.inner.create(key, data)
-
-    def replace(self, key: str, data: bytes, version: str) -> str:
-        self.fuse.burn()
-        return self.inner.replace(key, data, version)
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return self.inner.list(prefix)
-
-    def delete(self, key: str) -> None:
-        self.fuse.burn()
-        self.inner.delete(key)
-
-    def sub(self, prefix: str) -> Self:
-        return type(self)(self.inner.sub(prefix), self.fuse)
-
-
 def _attempt(store: Store, save: Save, steps: tuple[int, ...]) -> None:
     """What an attempt does to the store: lease, sweep, and for each step a checkpoint and a retirement."""
     log = CommitLog(store)
@@ -235,7 +167,7 @@ def _attempt(store: Store, save: Save, steps: tuple[int, ...]) -> None:
     sweep(store, log, lease)
     for step in steps:
         save(store, log, lease, step)
-        retire(store, log, lease, keep_last=2)
+        retire(store, log, lease, Keep(2))
 
 
 def test_commit_protocol__survives_a_crash_between_any_two_writes(
@@ -263,17 +195,17 @@ def test_commit_protocol__survives_a_crash_between_any_two_writes(
         folders = {info.key.rpartition("/")[0] for info in store.list("checkpoints/")}
         assert folders == {entry.manifest_key.rpartition("/")[0] for entry in live}
         assert len(live) == 2
-    # lease; 3 x (2 shards, manifest, entry); retire 10 and 20, each an entry and 3 files
-    assert crashes == 1 + 3 * 4 + 2 * 4
+    # lease; 3 x (2 shards, 2 records, manifest, entry); retire 10 and 20, each an entry and 5 files
+    assert crashes == 1 + 3 * 6 + 2 * 6
 
 
 _WRITER = """
 import sys
 import torch
-from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoint_folder
+from heliostat.checkpoint.assembly import Draft, assemble, write_part
+from heliostat.checkpoint.format import StateSlice
 from heliostat.checkpoint.log import CommitLog
-from heliostat.checkpoint.retention import retire, sweep
-from heliostat.checkpoint.writer import commit, write_shard
+from heliostat.checkpoint.retention import Keep, retire, sweep
 from heliostat.storage import open_store
 
 store = open_store(sys.argv[1])
@@ -284,11 +216,10 @@ step = 0
 while True:
     step += 1
     values = torch.full((200_000,), float(step))
-    shard = write_shard(store, checkpoint_folder(step, lease.attempt), 0, [StateSlice("m", "a", 0, values)])
-    commit(store, log, lease, CheckpointManifest(
-        step=step, attempt=lease.attempt, world_size=1, shards=(shard,), tensors={"m|a": len(values)}, counters={},
-        digest_of_ids=""))
-    retire(store, log, lease, keep_last=2)
+    draft = Draft(step, lease.attempt, 1, {"m|a": len(values)}, {}, "")
+    write_part(store, draft, 0, [StateSlice("m", "a", 0, values)])
+    assemble(store, log, lease, draft)
+    retire(store, log, lease, Keep(2))
     print(step, flush=True)
 """
 
