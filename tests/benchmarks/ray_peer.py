@@ -12,11 +12,11 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from heliostat.data.in_flight import THREADS
 from heliostat.data.reading import GROUPS_MAX_BYTES, INDEXES_MAX_BYTES
 from heliostat.data.samples import Samples, SampleSource, WorkerShare
 from heliostat.data.stream import _CHUNKS_AHEAD, CHUNK_BYTES, CHUNK_SAMPLES, stream_samples
 from heliostat.storage import open_store
+from heliostat.storage.in_flight import THREADS
 from heliostat.training.feed import _STEPS_AHEAD, Feed
 from heliostat_cluster.local import local_ray
 from process_tree import cpu_spent, tree_use

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict, defaultdict
+from functools import partial
 
 import torch
 
@@ -10,9 +11,12 @@ from heliostat.checkpoint.format import CheckpointManifest, ShardRecord, SliceRe
 from heliostat.checkpoint.verify import read_chunk
 from heliostat.errors import CorruptCheckpointError, IncompatibleCheckpointError
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 _CACHED_CHUNKS = 8
 """Neighbouring small parameters share chunks, and a rank reads about four kinds of state side by side: 128 MiB."""
+_READERS = 2
+"""Threads that read and hash the chunks of a large slice."""
 
 
 class CheckpointReader:
@@ -92,10 +96,15 @@ class CheckpointReader:
 
     def _copy(self, shard: ShardRecord, start: int, target: memoryview) -> None:
         """Fill ``target`` with the bytes of the shard's file from ``start`` on."""
+        if not len(target):
+            return
+        wanted = range(start // shard.chunk_bytes, (start + len(target) - 1) // shard.chunk_bytes + 1)
+        bring = partial(self._chunk, shard)
+        found = map_in_flight(bring, wanted, _READERS) if len(wanted) > 1 else map(bring, wanted)
         done = 0
-        while done < len(target):
-            index, skip = divmod(start + done, shard.chunk_bytes)
-            piece = memoryview(self._chunk(shard, index))[skip : skip + len(target) - done]
+        for data in found:
+            skip = (start + done) % shard.chunk_bytes
+            piece = memoryview(data)[skip : skip + len(target) - done]
             target[done : done + len(piece)] = piece
             done += len(piece)
 

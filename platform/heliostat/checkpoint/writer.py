@@ -27,8 +27,10 @@ from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease
 from heliostat.checkpoint.verify import check_shards
 from heliostat.errors import CorruptCheckpointError, ObjectExistsError
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 _PIECE_BYTES = 1024 * 1024
+_HASHERS = 2
 _HEADER_ALIGNMENT = 8
 
 
@@ -147,26 +149,44 @@ def _bytes_of(values: torch.Tensor) -> memoryview:
 
 
 class _HashedContent:
-    """The bytes of a file, hashed by chunk while they are handed out; handing out begins anew on every call."""
+    """The bytes of a file, hashed by chunk while they are handed out; handing out begins anew on every call.
+
+    Chunks are hashed by threads of their own, ahead of what is written: one core hashes no faster than a disk writes.
+    """
 
     def __init__(self, views: Sequence[memoryview]) -> None:
-        self._views = views
+        self._chunks = list(_chunks(views))
         self.size_bytes = sum(len(view) for view in views)
         self.chunk_sha256: list[str] = []
 
     def pieces(self) -> Iterator[memoryview]:
         self.chunk_sha256 = []
-        digest, room = hashlib.sha256(), CHUNK_BYTES
-        for view in self._views:
-            position = 0
-            while position < len(view):
-                piece = view[position : position + min(room, _PIECE_BYTES)]
-                digest.update(piece)
-                position += len(piece)
-                room -= len(piece)
-                if not room:
-                    self.chunk_sha256.append(digest.hexdigest())
-                    digest, room = hashlib.sha256(), CHUNK_BYTES
-                yield piece
-        if room < CHUNK_BYTES:
-            self.chunk_sha256.append(digest.hexdigest())
+        hashes = map_in_flight(_sha256, self._chunks, _HASHERS)
+        for chunk, sha256 in zip(self._chunks, hashes, strict=True):
+            self.chunk_sha256.append(sha256)
+            yield from chunk
+
+
+def _chunks(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The pieces of each chunk of the file that the views are together."""
+    chunk: list[memoryview] = []
+    room = CHUNK_BYTES
+    for view in views:
+        position = 0
+        while position < len(view):
+            piece = view[position : position + min(room, _PIECE_BYTES)]
+            chunk.append(piece)
+            position += len(piece)
+            room -= len(piece)
+            if not room:
+                yield chunk
+                chunk, room = [], CHUNK_BYTES
+    if chunk:
+        yield chunk
+
+
+def _sha256(pieces: Sequence[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from heliostat.data.in_flight import map_in_flight
 from heliostat.data.manifest import DatasetManifest, dataset_store
 from heliostat.data.selection import GroupTable, Rows, read_selected
 from heliostat.data.shard_index import Index, read_index
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from heliostat import __version__
 from heliostat.data.catalogue import list_rows
-from heliostat.data.in_flight import map_in_flight
 from heliostat.data.manifest import (
     DatasetManifest,
     Provenance,
@@ -36,6 +35,7 @@ from heliostat.data.shard_index import NO_LABEL
 from heliostat.data.shards import SCHEMA, plan_shards, read_row_group, upload_shard, write_shard
 from heliostat.errors import SelectionError, StoreFailedError
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 _KEPT_BYTES = 512 * 2**20
 """Row groups that are kept in memory, because the rows that follow may need them again."""

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from heliostat import __version__
 from heliostat.data.images import Reason
-from heliostat.data.in_flight import map_in_flight
 from heliostat.data.ingest.checked import Ids, extend_labels, images_of, refusals_of, unique_images, without_known
 from heliostat.data.ingest.job import IngestProgress, Job
 from heliostat.data.ingest.ray_tasks import run_tasks
@@ -21,6 +20,7 @@ from heliostat.data.quarantine import QuarantinedFile, write_quarantine
 from heliostat.data.shard_index import read_index
 from heliostat.errors import ObjectExistsError, ObjectNotFoundError, VersionConflictError
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 _PUBLISH_ATTEMPTS = 5
 """How often a round begins its second pass anew because another ingest published first."""

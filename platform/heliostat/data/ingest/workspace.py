@@ -25,12 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from heliostat.data.images import ImageLimits, Reason
-from heliostat.data.in_flight import map_in_flight
 from heliostat.data.ingest.checked import CHECKED
 from heliostat.data.ingest.rounds import RoundNote
 from heliostat.data.sources import Unit
 from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
+from heliostat.storage.in_flight import map_in_flight
 
 _FORMAT = 2
 """Of the working objects. Another one is another ingest id."""

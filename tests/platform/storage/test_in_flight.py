@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from heliostat.data.in_flight import map_in_flight
+from heliostat.storage.in_flight import map_in_flight
 
 
 def test_map_in_flight__keeps_the_order_and_never_runs_far_ahead() -> None:
