@@ -14,6 +14,7 @@ from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import local_ray
+from heliostat_jobs.extras import require_extra
 from heliostat_jobs.runs import OpenedRun, open_run
 
 _DATA_CPUS_PER_WORKER = 0.5
@@ -43,10 +44,13 @@ def pretrain(resolved: ResolvedRecipe) -> PretrainResult:
 
     Raises:
         ChangedConfigError: a run of this name has another configuration.
+        MissingExtraError: a tracker that the recipe names is not installed.
         RunError: training failed; what is committed stays, and the same call resumes it.
     """
     recipe = resolved.recipe
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
+    if recipe.observe.trackers:
+        require_extra("trackers", *recipe.observe.trackers)
     run = open_run(resolved)
     if not run.is_finished:
         with local_ray(cpus_needed(recipe)):

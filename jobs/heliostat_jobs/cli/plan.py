@@ -9,7 +9,7 @@ from rich.table import Table
 from heliostat.config import load_recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import InvalidValueError
-from heliostat.observe.progress import duration
+from heliostat.observe.status import duration
 from heliostat.training.planning.plan import Machine, Plan, WorkersPlan
 from heliostat.training.planning.plan import plan as plan_run
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption

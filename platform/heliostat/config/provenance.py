@@ -10,9 +10,9 @@ from heliostat.config.yaml_text import show_value
 from heliostat.errors import ChangedConfigError
 
 LOCK_SCHEMA_VERSION = 2
-_NOT_THE_RUN = ("name", "root", "scaling.", "streaming.", "observe.", "checkpoint.")
-"""What may change between two attempts of one run: where it lies, who computes and feeds it, how often it speaks and
-saves."""
+_NOT_THE_RUN = ("name", "root", "scaling.", "streaming.", "observe.", "checkpoint.", "training.deterministic")
+"""What may change between two attempts of one run: where it lies, who computes and feeds it, with which kernels, how
+often it speaks and saves."""
 
 
 class Difference(NamedTuple):

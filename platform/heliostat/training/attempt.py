@@ -24,6 +24,7 @@ from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
 from heliostat.training.collective import Agreement, all_do, first_does
+from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
@@ -77,6 +78,8 @@ class AttemptWorker:
         import ray.train.torch
 
         recipe = self._recipe = spec.recipe
+        if recipe.training.deterministic:
+            make_deterministic()
         self._store = run_store(spec.root, recipe.name).patient(_STORE_PATIENCE_S)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         self._device = ray.train.torch.get_device()
@@ -85,7 +88,7 @@ class AttemptWorker:
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, stack)
+        self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, self._plan, self._device, stack)
         self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=self._device.type)
         self._saver = Saver(recipe, self._store, self._log, self._lease, self._reporter)
         self._has_started = False
@@ -109,7 +112,8 @@ class AttemptWorker:
         feed = Feed(self._recipe, self._plan, self._rank, first_step, stream, photometric=on_cpu)
         self._stack.callback(feed.close)
         for step in range(first_step, self._recipe.training.steps):
-            self._train_step(step, feed, ledger)
+            with self._reporter.profiler.step(step):
+                self._train_step(step, feed, ledger)
         feed.close()
         self._saver.finish()
 

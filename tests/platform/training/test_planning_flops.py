@@ -48,7 +48,8 @@ def changed(**sections: dict[str, Any]) -> PretrainRecipe:
 
 
 def linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
+    flops: int = 2 * math.prod(x) * weight[0]
+    return flops
 
 
 def counted_flops(recipe: PretrainRecipe) -> tuple[int, float]:

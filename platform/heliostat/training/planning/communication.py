@@ -84,9 +84,7 @@ def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int, vectors: float) 
     sizes = parameter_sizes(recipe)
     kept = kept_until_backward(recipe)
     persistent = sum(size for name, size in padded.items() if is_persistent(sizes[name]))
-    in_round = sum(
-        size * (1 if name in kept else 2) for name, size in padded.items() if not is_persistent(sizes[name])
-    )
+    in_round = sum(size * (1 if name in kept else 2) for name, size in padded.items() if not is_persistent(sizes[name]))
     prototypes = sum(size for name, size in padded.items() if "last_layer" in name)
     everything = sum(padded.values())
     teacher = rounds * (everything - prototypes) + prototypes

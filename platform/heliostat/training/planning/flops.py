@@ -8,9 +8,6 @@ are used afterwards.
 ``model`` is what the method needs: the numerator of MFU (PaLM, arXiv 2204.02311, appendix B). ``repeated`` is computed
 again to save memory: blocks under full activation checkpointing, the teacher's logits at every iteration of
 Sinkhorn-Knopp and once more in the loss. A flash kernel's own repetition of the scores is left out.
-
-Legend: B images of a slot, N tokens of a crop, P patches of a crop, T tokens, D width, F hidden width, M masked patches,
-U teacher's views, V student's views, Z bottleneck width, K prototypes.
 """
 
 from collections.abc import Sequence
@@ -184,9 +181,7 @@ class _Heads:
         """From tokens to bottleneck vectors, forward."""
         dim = self.recipe.model.embed_dim
         rows = ((self.dino, class_tokens), (self.ibot, self.masked))
-        return sum(
-            2.0 * n * (dim * each.hidden + each.hidden**2 + each.hidden * each.bottleneck) for each, n in rows
-        )
+        return sum(2.0 * n * (dim * each.hidden + each.hidden**2 + each.hidden * each.bottleneck) for each, n in rows)
 
     def logits(self, class_tokens: int) -> float:
         """From bottleneck vectors to logits, once."""

@@ -1,8 +1,9 @@
 """Bytes that a worker's device holds, by part, from the recipe alone.
 
 State (parameters, optimizer, teacher) is exact but for DeepSpeed's padding of shards; a test holds it against a real
-engine. Activations are an estimate of what autograd keeps of one slot's forward pass, within a quarter of what it keeps
-of a small model without activation checkpointing (a test). Not counted: the CUDA context (about 0.5 GiB), fragmentation, NCCL's buffers.
+engine. Activations are an estimate of what autograd keeps of one slot's forward pass, within a quarter of what it
+keeps of a small model without activation checkpointing (a test). Not counted: the CUDA context (about 0.5 GiB),
+fragmentation, NCCL's buffers.
 
 Under autocast parameters, the residual stream and the results of norms are fp32, and products are computed from copies
 in half precision.
@@ -42,7 +43,7 @@ class Memory:
     @property
     def device_bytes(self) -> float:
         """All that is on the device."""
-        return sum(size for name, size in asdict(self).items() if name != "host_bytes")
+        return sum((size for name, size in asdict(self).items() if name != "host_bytes"), start=0.0)
 
 
 def worker_memory(recipe: PretrainRecipe, workers: int) -> Memory:

@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+
+from heliostat.observe.metrics import PHASES
+from heliostat.observe.prometheus import PUBLISHED, RayMetrics, samples
+
+LINE = {
+    "steps_done": 12,
+    "steps_made": 2,
+    "steps_skipped": 0,
+    "images_per_s": 250.0,
+    "loss": 9.5,
+    "lr": 0.1,
+    "mfu": 0.4,
+    "memory_peak_mib": 1000.0,
+    "workers": 8,
+    **dict.fromkeys(PHASES, 0.5),
+}
+
+
+def test_samples__are_the_tables_fields_with_the_runs_tag() -> None:
+    found = {(each.metric.name, each.tags.get("phase")): each.value for each in samples("my-run", LINE)}
+    assert found[("heliostat_step", None)] == 12
+    assert found[("heliostat_steps", None)] == 2
+    assert found[("heliostat_workers", None)] == 8
+    phases = {"data_wait", "teacher", "student", "optimizer", "ema", "checkpoint"}
+    assert {phase for name, phase in found if name == "heliostat_phase_seconds"} == phases
+    assert len(found) == len(PUBLISHED) - 1 + len(PHASES)
+    assert all(each.tags["run"] == "my-run" for each in samples("my-run", LINE))
+
+
+def test_samples__fields_that_a_line_does_not_have_give_nothing() -> None:
+    assert [each.metric.name for each in samples("my-run", {"loss": 1.0, "unknown": 2.0})] == ["heliostat_loss"]
+
+
+def test_published__names_are_prometheus_names_and_used_once() -> None:
+    names = [metric.name for metric in PUBLISHED]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("heliostat_") and name.replace("_", "").isalnum() for name in names)
+
+
+def test_ray_metrics__without_ray_nothing_happens() -> None:
+    code = (
+        "import sys; from heliostat.observe.prometheus import RayMetrics; RayMetrics('r').publish({'loss': 1.0}); "
+        "print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert done.stderr == ""
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_ray_metrics__ray_takes_every_metric() -> None:
+    from heliostat_cluster.local import local_ray
+
+    with local_ray(1):
+        metrics = RayMetrics("my-run")
+        assert [each.info["name"] for each in metrics._metrics.values()] == [metric.name for metric in PUBLISHED]
+        metrics.publish(LINE)  # Ray refuses tags and values that do not fit a metric
