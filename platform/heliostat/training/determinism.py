@@ -1,6 +1,7 @@
 """Deterministic mode: the same bits from the same step, on the same hardware and number of workers."""
 
 import torch
+import torch.utils.deterministic
 
 DETERMINISTIC_ENV = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Environment of workers, which cuBLAS reads when CUDA starts."""
@@ -11,3 +12,5 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    # Filling what is never read would touch gigabytes of DeepSpeed's buckets in every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
