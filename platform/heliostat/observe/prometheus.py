@@ -1,7 +1,7 @@
 """What Prometheus sees of a run, through Ray's metrics: one table, from which dashboards can be generated.
 
-Ray exports a metric under its name here with ``ray_`` before it. All have the tag ``run``. Where Ray is not there (one
-process, a notebook) nothing happens.
+All have the tag ``run``. Ray exports them where its agents run, that is where ``ray[default]`` is installed, as Ray's
+images for clusters have it. Where Ray is not there (one process, a notebook) nothing happens.
 """
 
 import sys
@@ -23,6 +23,11 @@ class Published:
     """Of a line of metrics, where its values come from."""
     tag: str | None = None
     """Besides ``run``: tells the fields apart."""
+
+    @property
+    def exported_name(self) -> str:
+        """As Prometheus sees it."""
+        return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
 PUBLISHED: tuple[Published, ...] = (
