@@ -15,6 +15,7 @@ from heliostat.training.attempt import RunSpec
 from heliostat.training.single_process import single_process_run
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import local_ray
+from heliostat_jobs.extras import require_extra
 from heliostat_jobs.runs import OpenedRun, open_run
 
 _DATA_CPUS_PER_WORKER = 0.5
@@ -44,10 +45,13 @@ def pretrain(resolved: ResolvedRecipe, single_process: bool = False) -> Pretrain
 
     Raises:
         ChangedConfigError: a run of this name has another configuration.
+        MissingExtraError: a tracker that the recipe names is not installed.
         RunError: training failed; what is committed stays, and the same call resumes it.
     """
     recipe = resolved.recipe
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
+    if recipe.observe.trackers:
+        require_extra("trackers", *recipe.observe.trackers)
     run = open_run(resolved)
     if not run.is_finished and single_process:
         train_alone(recipe, run)

@@ -20,7 +20,7 @@ from heliostat import __version__
 from heliostat.errors import CommandLineError, HeliostatError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
-from heliostat_jobs.cli import checkpoint, checkpoint_views, config_commands, dataset, dataset_views, demo, run
+from heliostat_jobs.cli import checkpoint, checkpoint_views, config_commands, dataset, dataset_views, demo, plan, run
 from heliostat_jobs.cli.exit_codes import ExitCode, exit_code_of
 from heliostat_jobs.cli.options import DebugOption, JsonOption
 from heliostat_jobs.cli.output import print_json
@@ -141,6 +141,7 @@ def heliostat(
 
 
 app.command()(run.run)
+app.command()(plan.plan)
 app.command()(demo.demo)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(dataset.app, name="dataset")

@@ -258,6 +258,9 @@ class TrainingConfig(Section):
         False,
         description="compile blocks with torch.compile, which decides itself what selective would recompute",
     )
+    deterministic: bool = Field(
+        False, description="use only operators that give the same bits each time, on the same hardware; slower on GPUs"
+    )
     nonfinite_steps: int = Field(
         2,
         ge=0,
@@ -310,6 +313,31 @@ class ObserveConfig(Section):
 
     log_every_steps: int = Field(1, gt=0, description="steps between lines of metrics")
     flush_interval_s: float = Field(5.0, gt=0, description="seconds between segments of events and metrics")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (),
+        description="where metrics go besides the run's own files; addresses and keys are in the trackers' own "
+        "environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...)",
+    )
+    tensorboard_dir: str | None = Field(
+        None,
+        pattern="^/",
+        description="absolute path of a folder for TensorBoard; null is logs/ of the run, if its root is a folder",
+    )
+    profile_steps: tuple[int, int] | None = Field(
+        None, description="steps [from, to) of which rank 0 writes a torch profile into logs/ of the run; null is none"
+    )
+
+    @field_validator("trackers", "profile_steps", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError("two steps, 0 <= from < to")
+        return value
 
 
 class PretrainRecipe(Section):
@@ -336,6 +364,16 @@ class PretrainRecipe(Section):
                 f"{self.scaling.workers} workers were asked for, but a step has only {self.training.slots} slots "
                 "(global_batch / slot_batch)",
                 f"Set scaling.workers to at most {self.training.slots}, or lower training.slot_batch",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tensorboard_has_a_folder(self) -> Self:
+        observe = self.observe
+        if "tensorboard" in observe.trackers and self.root.startswith("s3://") and observe.tensorboard_dir is None:
+            raise InvalidValueError(
+                f"observe.trackers names tensorboard, which writes to a folder, and the root is {self.root}",
+                "Set observe.tensorboard_dir to a folder on the machine of the first worker, or leave tensorboard out",
             )
         return self
 

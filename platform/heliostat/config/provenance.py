@@ -13,6 +13,7 @@ LOCK_SCHEMA_VERSION = 2
 _NOT_THE_RUN = (
     *("name", "root", "scaling.", "streaming.", "observe.", "checkpoint."),
     *("training.zero_stage", "training.offload_optimizer", "training.activation_checkpointing"),
+    "training.deterministic",
 )
 """What may change between two attempts of one run: where it lies, who computes and feeds it and how, how often it
 speaks and saves."""

@@ -68,6 +68,8 @@ def packed_attention(
 def choose_backend(device: torch.device) -> Backend:
     """The fastest backend that works on a device; the choice and its reason are logged once per process."""
     faults = {backend: fault_of(backend, device) for backend in _ONE_KERNEL} if device.type == "cuda" else {}
+    if torch.are_deterministic_algorithms_enabled():
+        faults = dict.fromkeys(faults, "its backward pass adds up in any order")
     backend, reason = preferred_backend(device.type, faults)
     _log.info("attention on %s: %s (%s)", device, backend, reason)
     return backend

@@ -48,6 +48,8 @@ def resize_positions(pos_embed_1ND: Tensor, rows: int, columns: int, mode: Resiz
         return pos_embed_1ND
     wide = torch.promote_types(pos_embed_1ND.dtype, torch.float32)
     grid_1DGG = pos_embed_1ND[:, 1:].to(wide).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if torch.are_deterministic_algorithms_enabled():
+        grid_1DGG = grid_1DGG.cpu()  # the backward pass has no deterministic form on GPUs
     if mode == "offset":
         # The factor itself sets the distance between samples, so the offset moves every sample a little.
         factor = ((rows + _OFFSET) / side, (columns + _OFFSET) / side)
@@ -56,7 +58,7 @@ def resize_positions(pos_embed_1ND: Tensor, rows: int, columns: int, mode: Resiz
         grid = F.interpolate(grid_1DGG, size=(rows, columns), mode="bicubic", antialias=mode == "antialias")
     if grid.shape[2:] != (rows, columns):
         raise ValueError(f"the resize gave {tuple(grid.shape[2:])} patches, not {(rows, columns)}")
-    patches_1PD = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed_1ND.dtype)
+    patches_1PD = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed_1ND)
     return torch.cat([pos_embed_1ND[:, :1], patches_1PD], 1)
 
 

@@ -40,6 +40,7 @@ class EventType(StrEnum):
     CHECKPOINT_COMMITTED = "checkpoint_committed", "The checkpoint of `step` is in the commit log."
     CHECKPOINT_REJECTED = "checkpoint_rejected", "The checkpoint of `step` was not accepted; `reason` says why."
     STEP_SKIPPED = "step_skipped", "The update of `step` was left out; `reason` says why, `sample_ids` where."
+    TRACKER_FAILED = "tracker_failed", "`tracker` does not take metrics (`reason`); the run goes on without it."
     ATTEMPT_ENDED = "attempt_ended", "An attempt stopped, whatever the `cause`."
     RUN_FINISHED = "run_finished", "The last step of the run is committed."
     LINES_DROPPED = LINES_DROPPED, "The store failed for so long that `lines` lines of this stream were given up."

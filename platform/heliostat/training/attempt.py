@@ -26,6 +26,7 @@ from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
 from heliostat.training.collective import Agreement, all_do, first_does, first_does_long, worker_count, worker_rank
+from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
@@ -127,13 +128,15 @@ class AttemptWorker:
 
     def __init__(self, spec: RunSpec, place: Place, stack: ExitStack) -> None:
         recipe = self._recipe = spec.recipe
+        if recipe.training.deterministic:
+            make_deterministic()
         self._store = run_store(spec.root, recipe.name).patient(_STORE_PATIENCE_S)
         self._rank, world_size = worker_rank(), worker_count()
         self._place = place
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, stack)
+        self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, self._plan, place.device, stack)
         self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=place.device.type)
         self._has_started = False
         self.is_finished = False
@@ -155,7 +158,9 @@ class AttemptWorker:
         with ExitStack() as until_the_last_step:
             feed = self._place.new_feed(self._recipe, self._plan, first_step, source, until_the_last_step)
             for step in range(first_step, self._recipe.training.steps):
-                yield step, self._train_step(step, feed, ledger)
+                with self._reporter.profiler.step(step):
+                    result = self._train_step(step, feed, ledger)
+                yield step, result
         self._saver.finish()
         self.is_finished = True
 

@@ -2,14 +2,25 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 
+import torch
+
+from heliostat.config.keys import values_of
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.slots import SlotPlan
 from heliostat.objectives.step import StepResult
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.metrics import MetricsWriter
+from heliostat.observe.prometheus import RayMetrics
+from heliostat.observe.redaction import redact, redact_value
+from heliostat.observe.trackers import TRACKERS, BackgroundTracker, TrackedRun
 from heliostat.storage import Store
+from heliostat.storage.local import LocalStore
 from heliostat.training.feed import StepInput
 from heliostat.training.phases import PhaseClock
+from heliostat.training.profiling import StepProfiler
+from heliostat.training.speed import Speedometer
 
 
 class Reporter:
@@ -20,16 +31,33 @@ class Reporter:
         store: The run's.
         attempt: Number of the attempt.
         rank: This worker.
+        plan: How the workers share a step.
+        device: Of this worker.
         stack: Closes what is opened here.
     """
 
-    def __init__(self, recipe: PretrainRecipe, store: Store, attempt: int, rank: int, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        store: Store,
+        attempt: int,
+        rank: int,
+        plan: SlotPlan,
+        device: torch.device,
+        stack: ExitStack,
+    ) -> None:
         self._recipe = recipe
         self._rank = rank
+        self._workers = plan.world_size
         flush_s = recipe.observe.flush_interval_s
         self._events = stack.enter_context(EventWriter(store, attempt, None, flush_s))
         self._metrics = stack.enter_context(MetricsWriter(store, attempt, flush_s))
-        self.clock = PhaseClock()
+        self.clock = PhaseClock(device)
+        self.profiler = StepProfiler(recipe.observe.profile_steps if rank == 0 else None, store, attempt)
+        stack.callback(self.profiler.close)
+        self._trackers = self._new_trackers(store, stack) if rank == 0 else []
+        self._speed = Speedometer(recipe, plan.world_size, plan.rounds, device) if rank == 0 else None
+        self._published = RayMetrics(recipe.name) if rank == 0 else None
         self._steps_to_report = 0
         self._data_costs = Counter[str]()
 
@@ -52,26 +80,55 @@ class Reporter:
         if (step + 1) % self._recipe.observe.log_every_steps and result.skipped is None:
             return
         seconds = self.clock.read()
-        images, self._steps_to_report = self._recipe.training.global_batch * self._steps_to_report, 0
+        steps, self._steps_to_report = self._steps_to_report, 0
         if result.skipped is not None:  # its numbers are not finite: they belong to no curve
             reason, samples = result.skipped.reason, list(result.skipped.sample_ids)
             self.event(EventType.STEP_SKIPPED, step=step, reason=reason, sample_ids=samples)
+            self._publish({**seconds, "steps_made": steps - 1, "steps_skipped": 1})
             return
-        if self._rank != 0:
+        if self._speed is None:
             return
-        self._metrics.write(
-            step,
+        images_per_s = self._recipe.training.global_batch * steps / max(sum(seconds.values()), 1e-9)
+        line = {
             **result.terms,
-            lr=result.values.lr,
-            teacher_temperature=result.values.teacher_temperature,
-            ema_momentum=result.values.ema_momentum,
+            "lr": result.values.lr,
+            "teacher_temperature": result.values.teacher_temperature,
+            "ema_momentum": result.values.ema_momentum,
             **{f"gradient_norm_{name}": norm for name, norm in result.gradient_norms.items()},
-            images_per_s=images / max(sum(seconds.values()), 1e-9),
+            "images_per_s": images_per_s,
+            "flops_per_image": self._speed.flops_per_image,
+            "mfu": self._speed.mfu(images_per_s),
+            "memory_peak_mib": self._speed.memory_peak_mib(),
             **self._data_costs,
             **seconds,
-        )
+        }
         self._data_costs.clear()
+        self._metrics.write(step, **line)
+        for tracker in self._trackers:
+            tracker.log(step, line)
+        self._publish({**line, "steps_done": step + 1, "steps_made": steps, "workers": self._workers})
 
     def flush(self) -> bool:
         """Write the lines that are buffered now; false when the store failed. Any thread may call it."""
         return self._metrics.flush()
+
+    def _publish(self, values: dict[str, float]) -> None:
+        if self._published is not None:
+            self._published.publish(values)
+
+    def _new_trackers(self, store: Store, stack: ExitStack) -> list[BackgroundTracker]:
+        config = {key: redact_value(value) for key, value in values_of(self._recipe).items()}
+        run = TrackedRun(self._recipe.name, redact(store.url), config, self._tracker_folder(store))
+        return [
+            stack.enter_context(BackgroundTracker(name, TRACKERS[name](), run, self._tracker_failed))
+            for name in self._recipe.observe.trackers
+        ]
+
+    def _tracker_folder(self, store: Store) -> Path | None:
+        chosen = self._recipe.observe.tensorboard_dir
+        if chosen is not None:
+            return Path(chosen) / self._recipe.name
+        return Path(store.url) / "logs" / "tensorboard" if isinstance(store, LocalStore) else None
+
+    def _tracker_failed(self, tracker: str, reason: str) -> None:
+        self.event(EventType.TRACKER_FAILED, tracker=tracker, reason=reason)

@@ -8,8 +8,10 @@ import signal
 import tempfile
 import uuid
 
+from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import HeliostatError, TrainingFailedError
 from heliostat.training.attempt import RunSpec, train_attempt
+from heliostat.training.determinism import DETERMINISTIC_ENV
 from heliostat.training.feed import KEEP_MEMORY_ENV
 
 COLLECTIVE_TIMEOUT_S = 120
@@ -40,7 +42,7 @@ def fit(spec: RunSpec, use_gpu: bool) -> None:
                 name=f"{spec.recipe.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={} if use_gpu else {"env_vars": _cpu_worker_env(scaling.cpus_per_worker)},
+                worker_runtime_env={"env_vars": _worker_env(spec.recipe, use_gpu)},
             ),
         )
         on_interrupt = signal.getsignal(signal.SIGINT)
@@ -54,8 +56,10 @@ def fit(spec: RunSpec, use_gpu: bool) -> None:
             signal.signal(signal.SIGINT, on_interrupt)
 
 
-def _cpu_worker_env(cpus: float) -> dict[str, str]:
-    return {**CPU_WORKER_ENV, "OMP_NUM_THREADS": str(max(1, int(cpus)))}
+def _worker_env(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, str]:
+    cpus = str(max(1, int(recipe.scaling.cpus_per_worker)))
+    kernels = DETERMINISTIC_ENV if recipe.training.deterministic else {}
+    return {**kernels, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}
 
 
 def _first_cause(error: Exception) -> HeliostatError:

@@ -50,7 +50,7 @@ class Worker:
         """A new run from where training is."""
         store = open_store(folder)
         lease = first_does(lambda: CommitLog(store).acquire_lease("test"))
-        reporter = Reporter(self.recipe, store, lease.attempt, self.rank, stack)
+        reporter = Reporter(self.recipe, store, lease.attempt, self.rank, self.training.plan, CPU_DEVICE, stack)
         slow = store if before_write is None else MortalStore(store, before_write)
         state = RunState(self.engine, self.training, self.ledger)
         self._reporter = reporter

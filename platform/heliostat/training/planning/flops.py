@@ -1,0 +1,216 @@
+"""Floating-point operations of a training step, from the recipe alone.
+
+Matrix products count, two operations for a multiplication and an addition; all else is below a percent. A backward pass
+through a linear layer has two products (for its input and for its weight), through attention four. What is packed,
+masked and dropped is counted as it is computed: a branch costs the crops that it keeps, the last block the tokens that
+are used afterwards.
+
+``model`` is what the method needs: the numerator of MFU (PaLM, arXiv 2204.02311, appendix B). ``repeated`` is computed
+again to save memory: blocks under full activation checkpointing, the teacher's logits at every iteration of
+Sinkhorn-Knopp and once more in the loss. A flash kernel's own repetition of the scores is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from heliostat.config.model import ModelConfig
+from heliostat.config.pretrain import HeadSizes, PretrainRecipe
+
+LOGIT_CHUNK_BYTES = 32 * 2**20
+"""What ``objectives/cross_entropy.py`` computes at once; a test holds them equal."""
+_GLOBAL_CROPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CropGroup:
+    """Crops of one size in a slot, and what of them is computed."""
+
+    crops: int
+    patches: int
+    tokens: int
+    """Of a crop: patches, class token, registers."""
+    kept: int
+    """Crops that a branch computes under stochastic depth."""
+    wanted_patches: float
+    """Patches of all crops that are used after the last block."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """Operations of one step, over all its slots."""
+
+    student_backbone: float
+    """Forward and backward."""
+    student_heads: float
+    """Forward and backward, with prototypes and cross-entropy."""
+    teacher_backbone: float
+    teacher_heads: float
+    gram: float
+    """Gram teacher and Gram loss; 0 where it is off."""
+    repeated: float
+
+    @property
+    def model(self) -> float:
+        """What the method needs."""
+        return self.student_backbone + self.student_heads + self.teacher_backbone + self.teacher_heads + self.gram
+
+    @property
+    def executed(self) -> float:
+        """What the machine computes."""
+        return self.model + self.repeated
+
+
+def student_groups(recipe: PretrainRecipe, masked: float | None = None) -> tuple[CropGroup, CropGroup]:
+    """Global and local crops of the student on a slot.
+
+    Args:
+        recipe: Of the run.
+        masked: Masked patches of the slot; None takes their expectation.
+    """
+    model, augmentation, images = recipe.model, recipe.augmentation, recipe.training.slot_batch
+    masked = expected_masked(recipe) if masked is None else masked
+    shares = 1 - model.drop_path
+    sizes = ((augmentation.global_px, _GLOBAL_CROPS), (augmentation.local_px, augmentation.local_count))
+    groups = []
+    for side, per_image in sizes:
+        patches, crops = (side // model.patch_px) ** 2, per_image * images
+        tokens = 1 + model.registers + patches
+        groups.append(CropGroup(crops, patches, tokens, max(1, int(crops * shares)), 0.0))
+    whole, local = groups
+    needed = whole.crops * whole.patches if recipe.objective.anchoring is not None else masked
+    return replace(whole, wanted_patches=needed), local
+
+
+def expected_masked(recipe: PretrainRecipe) -> float:
+    """Masked patches of a slot in expectation: ratios are spread evenly, and their patches rounded down."""
+    objective = recipe.objective
+    patches = (recipe.augmentation.global_px // recipe.model.patch_px) ** 2
+    crops = int(_GLOBAL_CROPS * recipe.training.slot_batch * objective.mask_probability)
+    return crops * max(0.0, patches * sum(objective.mask_ratio) / 2 - 0.5)
+
+
+def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | None = None) -> StepFlops:
+    """Operations of a whole step; what a round without a slot of its own computes is not among them.
+
+    Args:
+        recipe: Of the run.
+        slots_per_worker: Whose logits Sinkhorn-Knopp keeps if they are few.
+        masked: Masked patches of each slot; None takes their expectation.
+    """
+    model, slots = recipe.model, recipe.training.slots
+    images = recipe.training.slot_batch
+    masked = expected_masked(recipe) if masked is None else masked
+    whole, local = student_groups(recipe, masked)
+    seen_by_teacher = replace(whole, kept=whole.crops, wanted_patches=masked)
+    embed, blocks = _embed(model, [whole, local]), _blocks(model, [whole, local])
+    heads = _Heads.of(recipe, masked)
+    teacher_logits = heads.logits(_GLOBAL_CROPS * images)
+    student_rows = (_GLOBAL_CROPS + recipe.augmentation.local_count) * images
+    gram, anchor = _gram(recipe)
+    recomputed = blocks if recipe.training.activation_checkpointing == "full" else 0.0
+    return StepFlops(
+        student_backbone=slots * (2 * embed + 3 * blocks),  # images need no gradient
+        student_heads=slots * (3 * heads.bottlenecks(student_rows) + 3 * heads.logits(student_rows) + heads.losses()),
+        teacher_backbone=slots * (_embed(model, [whole]) + _blocks(model, [seen_by_teacher])),
+        teacher_heads=slots * (heads.bottlenecks(_GLOBAL_CROPS * images) + teacher_logits),
+        gram=slots * (gram + anchor),
+        repeated=slots * (heads.target_passes(slots_per_worker) + recomputed),
+    )
+
+
+def _embed(model: ModelConfig, groups: Sequence[CropGroup]) -> float:
+    patches = sum(group.crops * group.patches for group in groups)
+    return 2.0 * patches * model.channels * model.patch_px**2 * model.embed_dim
+
+
+def _blocks(model: ModelConfig, groups: Sequence[CropGroup], *, all_wanted: bool = False) -> float:
+    """A forward pass through all blocks."""
+    whole = _mixing(model, groups) + _token_wise(model, sum(group.kept * group.tokens for group in groups))
+    used = sum(_used(group) for group in groups)
+    last = whole if all_wanted else _mixing(model, groups) + _token_wise(model, used)
+    return (model.depth - 1) * whole + last
+
+
+def _used(group: CropGroup) -> float:
+    """Tokens of kept crops that are used after the last block."""
+    return group.kept + group.wanted_patches * group.kept / group.crops
+
+
+def _mixing(model: ModelConfig, groups: Sequence[CropGroup]) -> float:
+    """Queries, keys, values and attention."""
+    dim = model.embed_dim
+    tokens = sum(group.kept * group.tokens for group in groups)
+    pairs = sum(group.kept * group.tokens**2 for group in groups)
+    return 6.0 * tokens * dim**2 + 4.0 * pairs * dim
+
+
+def _token_wise(model: ModelConfig, tokens: float) -> float:
+    """Attention's projection and the feed-forward layers."""
+    products = 2 if model.ffn == "mlp" else 3
+    return 2.0 * tokens * model.embed_dim * (model.embed_dim + products * model.ffn_hidden)
+
+
+def _gram(recipe: PretrainRecipe) -> tuple[float, float]:
+    """Of a slot: the Gram loss forward and backward, and the Gram teacher's forward pass."""
+    side = recipe.gram_px
+    if side is None:
+        return 0.0, 0.0
+    model = recipe.model
+    crops = _GLOBAL_CROPS * recipe.training.slot_batch
+    patches = (side // model.patch_px) ** 2
+    seen = CropGroup(crops, patches, 1 + model.registers + patches, crops, 0.0)
+    cosines = 2.0 * crops * (recipe.augmentation.global_px // model.patch_px) ** 4 * model.embed_dim
+    return 4 * cosines, _embed(model, [seen]) + _blocks(model, [seen], all_wanted=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """Both heads on a slot."""
+
+    recipe: PretrainRecipe
+    dino: HeadSizes
+    ibot: HeadSizes
+    masked: float
+
+    @staticmethod
+    def of(recipe: PretrainRecipe, masked: float) -> "_Heads":
+        objective = recipe.objective
+        return _Heads(recipe, objective.dino_head_sizes, objective.ibot_head_sizes, masked)
+
+    def bottlenecks(self, class_tokens: int) -> float:
+        """From tokens to bottleneck vectors, forward."""
+        dim = self.recipe.model.embed_dim
+        rows = ((self.dino, class_tokens), (self.ibot, self.masked))
+        return sum(2.0 * n * (dim * each.hidden + each.hidden**2 + each.hidden * each.bottleneck) for each, n in rows)
+
+    def logits(self, class_tokens: int) -> float:
+        """From bottleneck vectors to logits, once."""
+        return self._dino_logits(class_tokens) + self._ibot_logits()
+
+    def losses(self) -> float:
+        """The sum over a student view's targets, the products of distributions, KoLeo's cosines."""
+        recipe = self.recipe
+        images, views = recipe.training.slot_batch, _GLOBAL_CROPS + recipe.augmentation.local_count
+        dino = 2.0 * images * views * (_GLOBAL_CROPS + 1) * self.dino.prototypes
+        ibot = 2.0 * self.masked * self.ibot.prototypes
+        among = recipe.objective.koleo_group or images
+        return dino + ibot + 2.0 * _GLOBAL_CROPS * images * among * recipe.model.embed_dim
+
+    def target_passes(self, slots_per_worker: int) -> float:
+        """The teacher's logits beyond the one time that they are needed."""
+        if self.recipe.objective.centring != "sinkhorn_knopp":
+            return 0.0
+        crops = _GLOBAL_CROPS * self.recipe.training.slot_batch
+        return self._passes(crops * slots_per_worker, self.dino) * self._dino_logits(crops) + (
+            self._passes(self.masked * slots_per_worker, self.ibot) * self._ibot_logits()
+        )
+
+    def _passes(self, rows: float, sizes: HeadSizes) -> int:
+        fit_in_one_chunk = rows * sizes.prototypes * 4 <= LOGIT_CHUNK_BYTES
+        return 1 if fit_in_one_chunk else self.recipe.objective.sinkhorn_iterations
+
+    def _dino_logits(self, rows: float) -> float:
+        return 2.0 * rows * self.dino.bottleneck * self.dino.prototypes
+
+    def _ibot_logits(self) -> float:
+        return 2.0 * self.masked * self.ibot.bottleneck * self.ibot.prototypes

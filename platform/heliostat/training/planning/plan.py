@@ -1,0 +1,165 @@
+"""What a run needs and how long it takes on so many workers, from its recipe alone; needs no torch.
+
+>>> import heliostat
+>>> plan = heliostat.plan("recipe.yaml", workers=[8, 64])  # doctest: +SKIP
+>>> plan.by_workers[0].memory.device_bytes  # doctest: +SKIP
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.config import load_recipe
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.slots import SlotPlan
+from heliostat.errors import InvalidValueError
+from heliostat.training.planning.communication import step_payload
+from heliostat.training.planning.flops import StepFlops, step_flops
+from heliostat.training.planning.memory import Memory, worker_memory
+from heliostat.training.planning.peaks import PEAKS, tabulated_peak
+from heliostat.training.planning.shapes import parameter_sizes
+
+_USUAL_WORKERS = (8, 16, 32, 64, 128, 256)
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the workers run on, one GPU each."""
+
+    gpu: str = "A100"
+    """A name of ``PEAKS``."""
+    memory_gib: float = 80.0
+    mfu: float = 0.4
+    """Model FLOPs utilisation while nothing is computed twice; what is computed again adds its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersPlan:
+    """A step on so many workers."""
+
+    workers: int
+    rounds: int
+    """Micro-steps of a step, one slot each."""
+    idle_share: float
+    """Share of the workers' rounds that have no slot of their own and repeat one with weight zero."""
+    images_per_worker: float
+    """Of a step, on average."""
+    memory: Memory
+    fits: bool
+    sent_bytes: float
+    """What each worker sends in a step."""
+    flops: StepFlops
+    """Of the whole step, without idle rounds."""
+    step_s: float
+    """Compute alone: communication is taken to hide behind it."""
+    images_per_s: float
+    run_s: float
+    """All steps of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run on several numbers of workers."""
+
+    run: str
+    machine: Machine
+    student_parameters: int
+    """With heads; the teacher has as many."""
+    backbone_parameters: int
+    steps: int
+    global_batch: int
+    slots: int
+    zero_stage: int
+    precision: str
+    activation_checkpointing: str
+    flops_per_image: float
+    by_workers: tuple[WorkersPlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        lines = asdict(self)
+        for line, of in zip(lines["by_workers"], self.by_workers, strict=True):
+            line["memory"]["device_bytes"] = of.memory.device_bytes
+            line["flops"]["model"], line["flops"]["executed"] = of.flops.model, of.flops.executed
+        return lines
+
+
+def plan(
+    recipe: PretrainRecipe | str | Path, workers: Sequence[int] | None = None, machine: Machine | None = None
+) -> Plan:
+    """What a run needs on each number of workers.
+
+    Args:
+        recipe: Of a pre-training run, or the file that holds it.
+        workers: Numbers of workers, one GPU each; None takes 8 to 256, as far as there are slots for them.
+        machine: The GPUs.
+
+    Raises:
+        TooManyWorkersError: more workers than a step has slots.
+        InvalidValueError: a recipe of another kind, or a GPU that the table does not know in the recipe's precision.
+    """
+    known = _pretrain_recipe(recipe)
+    chosen = machine or Machine()
+    sizes, training = parameter_sizes(known), known.training
+    return Plan(
+        run=known.name,
+        machine=chosen,
+        student_parameters=sum(sizes.values()),
+        backbone_parameters=sum(size for name, size in sizes.items() if name.startswith("backbone.")),
+        steps=training.steps,
+        global_batch=training.global_batch,
+        slots=training.slots,
+        zero_stage=training.zero_stage,
+        precision=training.precision,
+        activation_checkpointing=training.activation_checkpointing,
+        flops_per_image=step_flops(known, 1).model / training.global_batch,
+        by_workers=tuple(_on(known, count, chosen) for count in workers or usual_workers(training.slots)),
+    )
+
+
+def usual_workers(slots: int) -> list[int]:
+    """Powers of two up to the slots: from 8 on where there are as many, else from 1."""
+    usual = [count for count in _USUAL_WORKERS if count <= slots]
+    return usual or [2**power for power in range(slots.bit_length())]
+
+
+def _pretrain_recipe(recipe: PretrainRecipe | str | Path) -> PretrainRecipe:
+    known = recipe if isinstance(recipe, PretrainRecipe) else load_recipe(Path(recipe), [], os.environ).recipe
+    if not isinstance(known, PretrainRecipe):
+        raise InvalidValueError(f"kind {known.kind} has no plan", "Give a recipe of kind pretrain")
+    return known
+
+
+def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
+    training = recipe.training
+    slots = SlotPlan(training.slots, workers)
+    flops = step_flops(recipe, slots.rounds)
+    memory = worker_memory(recipe, workers)
+    step_s = flops.executed / slots.slots * slots.rounds / (machine.mfu * _peak(recipe, machine))
+    return WorkersPlan(
+        workers=workers,
+        rounds=slots.rounds,
+        idle_share=1 - slots.slots / (workers * slots.rounds),
+        images_per_worker=training.global_batch / workers,
+        memory=memory,
+        fits=memory.device_bytes <= machine.memory_gib * _GIB,
+        sent_bytes=step_payload(recipe, slots.rounds, workers).sent_bytes(workers),
+        flops=flops,
+        step_s=step_s,
+        images_per_s=training.global_batch / step_s,
+        run_s=training.steps * step_s,
+    )
+
+
+def _peak(recipe: PretrainRecipe, machine: Machine) -> float:
+    precision = recipe.training.precision
+    peak = tabulated_peak(machine.gpu, precision)
+    if peak is None:
+        raise InvalidValueError(
+            f"the peak of GPU {machine.gpu!r} in {precision} is not tabulated",
+            f"Name one of: {', '.join(name for name, rates in PEAKS.items() if precision in rates)}",
+        )
+    return peak

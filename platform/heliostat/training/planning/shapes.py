@@ -1,0 +1,85 @@
+"""Names and shapes of a network's parameters, from the recipe alone: a laptop without torch can plan a run.
+
+A test holds them against the parameters of the real network, in its order.
+
+Legend: D width, F hidden width, K prototypes, Z bottleneck width.
+"""
+
+import math
+from collections.abc import Iterator
+
+from heliostat.config.model import ModelConfig
+from heliostat.config.pretrain import HeadSizes, PretrainRecipe
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(recipe: PretrainRecipe) -> Shapes:
+    """Shapes of student (and teacher), by name, in the order in which the forward pass is built."""
+    objective, dim = recipe.objective, recipe.model.embed_dim
+    heads = {"dino_head": objective.dino_head_sizes}
+    if objective.ibot_head != "shared":
+        heads["ibot_head"] = objective.ibot_head_sizes
+    shapes = {f"backbone.{name}": shape for name, shape in _backbone(recipe.model, recipe.augmentation.global_px)}
+    for head, sizes in heads.items():
+        shapes |= {f"{head}.{name}": shape for name, shape in _head(dim, sizes, objective.prototype_layer)}
+    return shapes
+
+
+def parameter_sizes(recipe: PretrainRecipe) -> dict[str, int]:
+    """Elements of each parameter, by name."""
+    return {name: math.prod(shape) for name, shape in parameter_shapes(recipe).items()}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, dim: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (dim,)
+    yield f"{name}.bias", (dim,)
+
+
+def _backbone(model: ModelConfig, global_px: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    dim = model.embed_dim
+    yield "cls_token", (1, 1, dim)
+    if model.rotary is None:
+        yield "pos_embed", (1, 1 + (global_px // model.patch_px) ** 2, dim)
+    yield "mask_token", (1, dim)
+    if model.registers:
+        yield "register_tokens", (1, model.registers, dim)
+    yield "patch_embed.proj.weight", (dim, model.channels, model.patch_px, model.patch_px)
+    yield "patch_embed.proj.bias", (dim,)
+    for index in range(model.depth):
+        for name, shape in _block(model):
+            yield f"blocks.{index}.{name}", shape
+    yield from _norm("norm", dim)
+    if model.untied_norms in ("cls", "both"):
+        yield from _norm("cls_norm", dim)
+    if model.untied_norms in ("local_cls", "both"):
+        yield from _norm("local_cls_norm", dim)
+
+
+def _block(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    dim, hidden = model.embed_dim, model.ffn_hidden
+    yield from _norm("norm1", dim)
+    yield from _linear("attn.qkv", dim, 3 * dim)
+    yield from _linear("attn.proj", dim, dim)
+    yield "ls1.gamma", (dim,)
+    yield from _norm("norm2", dim)
+    first, last, width = ("mlp.fc1", "mlp.fc2", hidden) if model.ffn == "mlp" else ("mlp.w12", "mlp.w3", 2 * hidden)
+    yield from _linear(first, dim, width)
+    yield from _linear(last, hidden, dim)
+    yield "ls2.gamma", (dim,)
+
+
+def _head(dim: int, sizes: HeadSizes, layer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from _linear("mlp.0", dim, sizes.hidden)
+    yield from _linear("mlp.2", sizes.hidden, sizes.hidden)
+    yield from _linear("mlp.4", sizes.hidden, sizes.bottleneck)
+    if layer == "weight_norm":
+        yield "last_layer.weight_g", (sizes.prototypes, 1)
+        yield "last_layer.weight_v", (sizes.prototypes, sizes.bottleneck)
+    else:
+        yield "last_layer.weight", (sizes.prototypes, sizes.bottleneck)

@@ -1,0 +1,55 @@
+"""What a whole run on Ray tells of itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.projects import heliostat, write_images, write_recipe
+
+from heliostat.observe.events import EventType, read_events
+from heliostat.observe.metrics import PHASES, merged_curve, read_metrics
+from heliostat.storage import open_store
+from heliostat.training.attempt import run_store
+
+STEPS = 4
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_run__trackers_profile_phases_and_speed_in_deterministic_mode(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root = open_store(str(tmp_path / "root"))
+    heliostat("dataset", "ingest", str(write_images(tmp_path / "images")), f"{root.url}/tiny")
+    recipe = write_recipe(tmp_path / "tiny.yaml", root.url, steps=STEPS, deterministic=True)
+    chosen = ["observe.trackers=[tensorboard]", "observe.profile_steps=[1, 3]", "scaling.workers=2"]
+    heliostat("run", str(recipe), *(word for each in chosen for word in ("--set", each)))
+
+    run = run_store(root, "tiny")
+    curve = merged_curve(read_metrics(run))
+    assert [line.step for line in curve] == list(range(STEPS))
+    assert {name for line in curve for name in line.seconds} == set(PHASES)
+    assert all(0 < (line.values["mfu"] or 0) < 1 and (line.values["memory_peak_mib"] or 0) > 50 for line in curve)
+    assert EventType.TRACKER_FAILED not in {event.type for event in read_events(run)}
+    board = EventAccumulator(f"{run.url}/logs/tensorboard")
+    board.Reload()
+    losses = [line.values["loss"] for line in curve]
+    assert [point.value for point in board.Scalars("loss")] == pytest.approx(losses)
+    assert "traceEvents" in json.loads(run.get("logs/profile-0001-1-3.json"))
+    assert b"Self CPU" in run.get("logs/profile-0001-1-3.txt")
+
+
+def test_run__a_tracker_that_is_not_installed_is_a_usage_error(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", str(tmp_path / "root"), steps=STEPS)
+    code = "import sys; sys.modules['wandb'] = None; from heliostat_jobs.cli import main; main()"
+    arguments = ["run", str(recipe), "--set", "observe.trackers=[wandb]", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "HS-CONF-009"
+    assert "wandb" in error["message"]
+    assert "heliostat[trackers]" in error["next_step"]
+    assert not (tmp_path / "root").exists()

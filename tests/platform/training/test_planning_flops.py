@@ -1,0 +1,99 @@
+"""FLOPs from the recipe against those that torch counts in a real step."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.worlds import CPU_DEVICE, new_networks, step_input, tiny_recipe
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.data.slots import SlotPlan
+from heliostat.objectives import cross_entropy
+from heliostat.objectives.engine import PlainEngine
+from heliostat.objectives.networks import Network
+from heliostat.objectives.step import TrainingStep
+from heliostat.training.feed import slot_batch
+from heliostat.training.planning.flops import LOGIT_CHUNK_BYTES, expected_masked, step_flops
+from heliostat.training.planning.shapes import parameter_shapes
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "swiglu": {"model": {"ffn": "swiglu"}},
+    "no drops": {"model": {"drop_path": 0.0}},
+    "many drops": {"model": {"drop_path": 0.5, "depth": 4}},
+    "registers": {"model": {"registers": 4, "untied_norms": "both"}},
+    "rope": {"model": {"position": "rope", "embed_dim": 64}},
+    "one local crop": {"augmentation": {"local_count": 1}},
+    "shared head": {"objective": {"ibot_head": "shared"}},
+    "own ibot head": {"objective": {"ibot_prototypes": 96, "ibot_head_hidden": 24, "ibot_head_bottleneck": 8}},
+    "linear prototypes": {"objective": {"prototype_layer": "linear"}},
+    "centring": {"objective": {"centring": "softmax"}},
+    "gram": {"objective": {"gram": {"weight": 2.0}}},
+    "full": {"training": {"activation_checkpointing": "full"}},
+    "selective": {"training": {"activation_checkpointing": "selective"}},
+}
+TOLERANCE = 0.005
+"""What a masked patch of a dropped crop saves in the last block is known in expectation only."""
+
+
+def changed(**sections: dict[str, Any]) -> PretrainRecipe:
+    tree = tiny_recipe().model_dump()
+    for name, values in sections.items():
+        tree[name] = {**tree[name], **values}
+    tree["objective"]["gram"] = {**tiny_recipe().objective.gram.model_dump(), **tree["objective"]["gram"]}
+    return PretrainRecipe.model_validate(tree)
+
+
+def linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    flops: int = 2 * math.prod(x) * weight[0]
+    return flops
+
+
+def counted_flops(recipe: PretrainRecipe) -> tuple[int, float]:
+    """What torch counts in a step on one process, and the mean number of masked patches of a slot."""
+    student, teacher = new_networks(recipe)
+    training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher)
+    prepared = step_input(recipe, training.plan, 0, 0)
+    slots = [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots]
+    masked = sum(int(slot.masks.sum()) for slot in slots) / len(slots)
+    # The product's own path on CPUs, of which torch's counter does not know.
+    known = {torch.ops.mkldnn._linear_pointwise: linear_flops}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        training.run(0, slots)
+    return counter.get_total_flops(), masked
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_step_flops__are_those_that_torch_counts(name: str) -> None:
+    recipe = changed(**MODELS[name])
+    counted, masked = counted_flops(recipe)
+    planned = step_flops(recipe, recipe.training.slots, masked)
+    assert planned.executed == pytest.approx(counted, rel=TOLERANCE)
+
+
+def test_step_flops__masks_in_expectation_are_near_those_drawn() -> None:
+    recipe = changed(training={"global_batch": 64, "slot_batch": 16}, augmentation={"global_px": 56, "local_px": 28})
+    plan = SlotPlan(recipe.training.slots, 1)
+    drawn = [int(slot.masks.sum()) for step in range(3) for slot in step_input(recipe, plan, 0, step).slots]
+    assert sum(drawn) / len(drawn) == pytest.approx(expected_masked(recipe), rel=0.03)
+
+
+def test_step_flops__logits_are_made_again_only_where_they_do_not_fit() -> None:
+    few, many = tiny_recipe(), tiny_recipe({"prototypes": 2**21})
+    assert step_flops(few, 4).repeated < step_flops(few, 4).teacher_heads
+    once = step_flops(many, 4)
+    assert once.repeated == pytest.approx(3 * once.teacher_heads, rel=0.01)
+
+
+def test_step_flops__the_chunk_is_that_of_the_loss() -> None:
+    assert LOGIT_CHUNK_BYTES == cross_entropy.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_shapes__are_those_of_the_network(name: str) -> None:
+    recipe = changed(**MODELS[name])
+    real = {name: tuple(parameter.shape) for name, parameter in Network(recipe).named_parameters()}
+    assert list(parameter_shapes(recipe).items()) == list(real.items())
