@@ -16,7 +16,7 @@ import torch
 from support.worlds import samples_at, step_input, tiny_recipe
 
 from heliostat.config.model import RopeConfig
-from heliostat.config.pretrain import StreamingConfig
+from heliostat.config.operation import StreamingConfig
 from heliostat.data.crops import slot_crops
 from heliostat.data.draws import Draws
 from heliostat.data.photometric_torch import apply_photometric
