@@ -7,18 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.retention import sweep
-from heliostat.checkpoint.verify import Choice, newest_good
 from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
 from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
-from heliostat.errors import CorruptCheckpointError, HeliostatError
+from heliostat.errors import HeliostatError
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import StepResult, TrainingStep
@@ -31,8 +29,8 @@ from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
+from heliostat.training.restoring import restore
 from heliostat.training.saving import RunState, Saver
-from heliostat.training.state import load_state
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -235,21 +233,10 @@ class AttemptWorker:
 
     def _restore(self) -> tuple[int, bytes]:
         """First step to compute, and the digest of ids up to it."""
-        for verify_bytes in (False, True):
-            choice = first_does_long(self._agreement, partial(self._choose, verify_bytes))
-            if choice is None:
-                return 0, EMPTY
-            try:
-                load_state(self._store, choice.manifest, self._engine, self.training)
-            except CorruptCheckpointError:
-                if verify_bytes:
-                    raise
-                continue  # found while reading; choose again, reading every byte of the candidates
-            for rejected in choice.rejected:
-                self._reporter.event(EventType.CHECKPOINT_REJECTED, step=rejected.step, reason=rejected.reason)
-            self._reporter.event(EventType.RESUMED, step=choice.manifest.step, from_workers=choice.manifest.world_size)
-            return choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)
-        raise AssertionError("the last round of the loop returns or raises")
-
-    def _choose(self, verify_bytes: bool) -> Choice | None:
-        return newest_good(self._store, self._log.read(), verify_bytes)
+        choice = restore(self._store, self._log, self._agreement, self._engine, self.training)
+        if choice is None:
+            return 0, EMPTY
+        for rejected in choice.rejected:
+            self._reporter.event(EventType.CHECKPOINT_REJECTED, step=rejected.step, reason=rejected.reason)
+        self._reporter.event(EventType.RESUMED, step=choice.manifest.step, from_workers=choice.manifest.world_size)
+        return choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)

@@ -10,6 +10,7 @@ import torch
 from support.mortal_store import BeforeWrite, Gate, MortalStore, Refusal
 from support.worlds import CPU_DEVICE, new_networks, run_world, step_input, tiny_recipe
 
+from heliostat.checkpoint.format import checkpoint_folder
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, EndEntry, Lease
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.requests import ask, asked
@@ -21,11 +22,12 @@ from heliostat.errors import FencedError, HeliostatError, StoreFailedError
 from heliostat.objectives.step import TrainingStep
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import read_metrics
-from heliostat.storage import open_store
+from heliostat.storage import Store, open_store
 from heliostat.training.collective import Agreement, first_does, first_does_long
 from heliostat.training.feed import slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
+from heliostat.training.restoring import restore
 from heliostat.training.saving import RunState, Saver
 from heliostat.training.state import owned_slices
 from heliostat.training.zero import ZeroEngine
@@ -90,6 +92,11 @@ class Worker:
         return "none"
 
 
+def flip_last_byte(store: Store, key: str) -> None:
+    data = store.get(key)
+    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+
+
 def slowly(result: str) -> str:
     time.sleep(0.2)
     return result
@@ -113,6 +120,13 @@ def work(rank: int, world_size: int, recipe: PretrainRecipe, folder: str) -> dic
         worker.step(saver)
         seen["states"][worker.done] = worker.slices()
         saver.finish()
+
+    store = open_store(f"{folder}/pending")
+    first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))
+    choice = restore(store, CommitLog(store), worker.agreement, worker.engine, worker.training)
+    seen["restored"] = choice and (choice.entry.step, choice.rejected)
+    seen["state"] = worker.slices()
+    first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))  # as it was
 
     worker.done = 1
     with ExitStack() as stack:
@@ -172,6 +186,15 @@ def test_saver__writes_the_state_of_the_boundary_though_training_goes_on(
             assert torch.equal(reader.read(kind, parameter, offset, offset + len(values)), values), (kind, parameter)
     if step > 2:
         assert not torch.equal(*(_first_master(seen[0]["states"][each]) for each in (2, step)))
+
+
+def test_restore__falls_back_from_a_flipped_byte_and_names_it(seen: list[dict[str, Any]]) -> None:
+    for worker in seen:
+        step, (rejected,) = worker["restored"]
+        assert (step, rejected.step, rejected.attempt) == (5, 6, 1)
+        assert "rank-00001.safetensors are not those committed" in rejected.reason
+        for name, values in worker["states"][5].items():
+            assert torch.equal(worker["state"][name], values), name
 
 
 def _first_master(slices: Slices) -> torch.Tensor:
