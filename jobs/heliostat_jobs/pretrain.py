@@ -16,6 +16,7 @@ from heliostat.training.single_process import single_process_run
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import local_ray
 from heliostat_jobs.extras import require_extra
+from heliostat_jobs.online_knn import online_knn
 from heliostat_jobs.runs import OpenedRun, open_run
 
 _DATA_CPUS_PER_WORKER = 0.5
@@ -65,14 +66,18 @@ def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
     """Run or resume a run on the initialised Ray, with a live view."""
     with watch_run(run.store, recipe.training.steps):
         _check_pool(recipe)
-        fit(RunSpec(recipe, run.root, run.manifests), use_gpu=_use_gpu(recipe))
+        fit(_spec(recipe, run), use_gpu=_use_gpu(recipe))
+
+
+def _spec(recipe: PretrainRecipe, run: OpenedRun) -> RunSpec:
+    return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root))
 
 
 def train_alone(recipe: PretrainRecipe, run: OpenedRun) -> None:
     """Run or resume a run without Ray and DeepSpeed, with a live view."""
     with (
         watch_run(run.store, recipe.training.steps),
-        single_process_run(RunSpec(recipe, run.root, run.manifests)) as worker,
+        single_process_run(_spec(recipe, run)) as worker,
     ):
         for _ in worker.steps():
             pass

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.projects import heliostat, write_images, write_recipe
 
+from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import PHASES, merged_curve, read_metrics
 from heliostat.storage import open_store
@@ -25,7 +26,11 @@ def test_run__trackers_profile_phases_and_speed_in_deterministic_mode(tmp_path: 
     root = open_store(str(tmp_path / "root"))
     heliostat("dataset", "ingest", str(write_images(tmp_path / "images")), f"{root.url}/tiny")
     recipe = write_recipe(tmp_path / "tiny.yaml", root.url, steps=STEPS, deterministic=True)
-    chosen = ["observe.trackers=[tensorboard]", "observe.profile_steps=[1, 3]", "scaling.workers=2"]
+    chosen = [
+        *("observe.trackers=[tensorboard]", "observe.profile_steps=[1, 3]", "scaling.workers=2"),
+        *("observe.knn.every_steps=2", "observe.knn.bank=tiny", "observe.knn.queries=tiny"),
+        *("checkpoint.keep_best=knn_top1", "checkpoint.keep_best_mode=max"),
+    ]
     heliostat("run", str(recipe), *(word for each in chosen for word in ("--set", each)))
 
     run = run_store(root, "tiny")
@@ -38,8 +43,21 @@ def test_run__trackers_profile_phases_and_speed_in_deterministic_mode(tmp_path: 
     board.Reload()
     losses = [line.values["loss"] for line in curve]
     assert [point.value for point in board.Scalars("loss")] == pytest.approx(losses)
+    judged = {line.step: line.values["knn_top1"] for line in curve if "knn_top1" in line.values}
+    assert set(judged) == {1, 3}
+    assert [entry.metrics["knn_top1"] for entry in live_checkpoints(CommitLog(run).read())][-1] == judged[3]
+    evaluation = tmp_path / "evaluate.yaml"
+    evaluation.write_text(f"kind: evaluate\nname: knn\nroot: {root.url}\nrun: tiny\nbank: tiny\nqueries: tiny\n")
+    later = heliostat("run", str(evaluation), "--set", "knn.neighbours=[20]")
+    assert later["knn"]["trained"]["20"]["top1"] == judged[3]
     assert "traceEvents" in json.loads(run.get("logs/profile-0001-1-3.json"))
     assert b"Self CPU" in run.get("logs/profile-0001-1-3.txt")
+
+
+def test_run__an_online_evaluation_without_datasets_is_a_usage_error(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", str(tmp_path / "root"), steps=STEPS)
+    error = heliostat("run", str(recipe), "--set", "observe.knn.every_steps=2", expect=2)["error"]
+    assert "observe.knn.bank names no dataset" in error["message"]
 
 
 def test_run__a_tracker_that_is_not_installed_is_a_usage_error(tmp_path: Path) -> None:

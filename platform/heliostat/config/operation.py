@@ -1,10 +1,11 @@
 """How a run is fed and what it tells of itself: no part of the mathematics, free to change between its attempts."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from heliostat.config.base import Name, Section
+from heliostat.errors import InvalidValueError
 
 
 class StreamingConfig(Section):
@@ -26,6 +27,25 @@ class StreamingConfig(Section):
     )
 
 
+class OnlineKnnConfig(Section):
+    """k-NN of the teacher while it trains, on labelled datasets; training waits for it."""
+
+    every_steps: int = Field(0, ge=0, description="steps between evaluations; 0 is never")
+    bank: Name | None = Field(None, description="labelled dataset whose features vote")
+    queries: Name | None = Field(None, description="labelled dataset that is classified")
+    neighbours: int = Field(20, gt=0, description="how many vote")
+
+    @model_validator(mode="after")
+    def _names_datasets(self) -> Self:
+        if self.every_steps and (self.bank is None or self.queries is None):
+            missing = "bank" if self.bank is None else "queries"
+            raise InvalidValueError(
+                f"observe.knn.every_steps is {self.every_steps}, but observe.knn.{missing} names no dataset",
+                "Name a labelled dataset, or set observe.knn.every_steps to 0",
+            )
+        return self
+
+
 class ObserveConfig(Section):
     """How often a run says how it is doing."""
 
@@ -41,6 +61,7 @@ class ObserveConfig(Section):
         pattern="^/",
         description="absolute path of a folder for TensorBoard; null is logs/ of the run, if its root is a folder",
     )
+    knn: OnlineKnnConfig = Field(default_factory=lambda: OnlineKnnConfig.model_validate({}))
     profile_steps: tuple[int, int] | None = Field(
         None, description="steps [from, to) of which rank 0 writes a torch profile into logs/ of the run; null is none"
     )

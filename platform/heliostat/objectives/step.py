@@ -83,7 +83,7 @@ class TrainingStep:
         self._phase = phase
         device = next(teacher.parameters()).device
         teacher.requires_grad_(False).eval()
-        self.gram_teacher = self._new_gram_teacher(teacher) if recipe.objective.anchoring is not None else None
+        self.gram_teacher = self._copied_backbone(teacher) if recipe.objective.anchoring is not None else None
         self._teacher = engine.teacher(teacher)
         self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
@@ -177,7 +177,12 @@ class TrainingStep:
         for slot in slots:
             slot.check(self._recipe.training.slot_batch, self._recipe.model.patch_px)
 
-    def _new_gram_teacher(self, teacher: Network) -> VisionTransformer:
+    def teacher_backbone(self) -> VisionTransformer:
+        """A copy of the teacher's backbone as it is now; all workers call it."""
+        with self._teacher.backbone_whole():
+            return self._copied_backbone(self.teacher)
+
+    def _copied_backbone(self, teacher: Network) -> VisionTransformer:
         backbone = VisionTransformer(self._recipe.model, teacher.backbone.grid)
         backbone.load_state_dict(teacher.backbone.state_dict())
         return backbone.to(next(teacher.parameters()).device).requires_grad_(False).eval()

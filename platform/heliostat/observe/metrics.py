@@ -21,6 +21,7 @@ PHASES: Mapping[str, str] = {
     "optimizer_s": "gradient exchange and update",
     "ema_s": "moving the teacher",
     "checkpoint_s": "checkpoints",
+    "evaluation_s": "judging the teacher",
 }
 """Seconds that a step spends in each phase: the field's name and what happens there."""
 

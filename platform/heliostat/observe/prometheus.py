@@ -42,7 +42,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published(
         "heliostat_phase_seconds",
         "counter",
-        "Seconds spent in each phase: waiting for images, teacher, student, optimizer, EMA, checkpoints.",
+        "Seconds spent in each phase: waiting for images, teacher, student, optimizer, EMA, checkpoints, evaluation.",
         tuple(PHASES),
         tag="phase",
     ),

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
 from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import HeliostatError
+from heliostat.models.vit import VisionTransformer
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import StepResult, TrainingStep
@@ -42,6 +43,13 @@ _STORE_PATIENCE_S = 100.0
 """How long a worker may wait for the store while others wait for it: less than their collectives do."""
 
 
+class Probe(Protocol):
+    """Judges a backbone, on one worker while the others wait; travels to it."""
+
+    def __call__(self, backbone: VisionTransformer) -> Mapping[str, float]:
+        """Numbers by name, for the metrics of the step."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunSpec:
     """What every worker has to know."""
@@ -51,6 +59,8 @@ class RunSpec:
     """The opened root: a relative path in the recipe means another folder in a worker, which runs elsewhere."""
     manifests: dict[str, str]
     """Hash of the manifest that the run has pinned, by name of the dataset."""
+    probe: Probe | None = None
+    """Judges the teacher every ``observe.knn.every_steps``."""
 
 
 def run_store(root: Store, name: str) -> Store:
@@ -174,9 +184,24 @@ class AttemptWorker:
             self._reporter.event_of_worker(EventType.FEEDER_REPLACED, step=step, cause=cause)
         result = self.training.run(step, [slot_batch(slot, self._place.device) for slot in prepared.slots])
         ledger.consumed(prepared)
-        self._reporter.step(step, prepared, result)
-        self._saver.note(result)
+        judged = self._judge(step)
+        self._reporter.step(step, prepared, result, judged)
+        self._saver.note(result, judged)
         return result
+
+    def _judge(self, step: int) -> Mapping[str, float]:
+        """What the probe says of the teacher, if it is time to ask; what it cannot say stops no training."""
+        probe, every_steps = self._spec.probe, self._recipe.observe.knn.every_steps
+        if probe is None or not every_steps or (step + 1) % every_steps:
+            return {}
+        with self._reporter.clock.phase("evaluation_s"):
+            backbone = self.training.teacher_backbone()
+            try:
+                return first_does_long(self._agreement, lambda: probe(backbone))
+            except HeliostatError as error:
+                _log.warning("the teacher after step %d could not be judged: %s", step, error)
+                self._reporter.event(EventType.EVALUATION_FAILED, step=step, reason=str(error))
+                return {}
 
     def _advise(self) -> None:
         """Say so if reading costs much more bytes than it uses."""

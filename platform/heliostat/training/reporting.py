@@ -1,8 +1,10 @@
 """What an attempt tells of itself: events, and a line of numbers for steps."""
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -70,14 +72,23 @@ class Reporter:
         """Something that happened to this worker."""
         self._events.emit(kind, worker=self._rank, **fields)
 
-    def step(self, step: int, prepared: StepInput, result: StepResult) -> None:
-        """A step that was made or left out; a line for every ``observe.log_every_steps`` of them."""
+    def step(
+        self, step: int, prepared: StepInput, result: StepResult, judged: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """A step that was made or left out; a line for every ``observe.log_every_steps`` of them.
+
+        Args:
+            step: Its index.
+            prepared: What it took.
+            result: What it gave.
+            judged: What an evaluation after it found; then there is a line too.
+        """
         self._steps_to_report += 1
         for slot in prepared.slots:
             self._data_costs.update(
                 data_bytes_read=slot.bytes_read, data_bytes_used=slot.bytes_used, data_retries=slot.retries
             )
-        if (step + 1) % self._recipe.observe.log_every_steps and result.skipped is None:
+        if (step + 1) % self._recipe.observe.log_every_steps and result.skipped is None and not judged:
             return
         seconds = self.clock.read()
         steps, self._steps_to_report = self._steps_to_report, 0
@@ -91,6 +102,7 @@ class Reporter:
         images_per_s = self._recipe.training.global_batch * steps / max(sum(seconds.values()), 1e-9)
         line = {
             **result.terms,
+            **judged,
             "lr": result.values.lr,
             "teacher_temperature": result.values.teacher_temperature,
             "ema_momentum": result.values.ema_momentum,

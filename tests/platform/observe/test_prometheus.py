@@ -31,7 +31,7 @@ def test_samples__are_the_tables_fields_with_the_runs_tag() -> None:
     assert found[("heliostat_step", None)] == 12
     assert found[("heliostat_steps", None)] == 2
     assert found[("heliostat_workers", None)] == 8
-    phases = {"data_wait", "teacher", "student", "optimizer", "ema", "checkpoint"}
+    phases = {"data_wait", "teacher", "student", "optimizer", "ema", "checkpoint", "evaluation"}
     assert {phase for name, phase in found if name == "heliostat_phase_seconds"} == phases
     assert len(found) == len(PUBLISHED) - 1 + len(PHASES)
     assert all(each.tags["run"] == "my-run" for each in samples("my-run", LINE))

@@ -42,7 +42,7 @@ def test_reporter__a_line_has_phases_speed_and_memory(tmp_path: Path) -> None:
     lines = read_metrics(open_store(str(tmp_path)))
     assert [line.step for line in lines] == [1, 3]
     for line in lines:
-        assert set(line.seconds) == set(PHASES) - {"checkpoint_s"}
+        assert set(line.seconds) == set(PHASES) - {"checkpoint_s", "evaluation_s"}
         assert 0 < (line.values["mfu"] or 0) < 1
         assert (line.values["flops_per_image"] or 0) > 1e5
         assert (line.values["memory_peak_mib"] or 0) > 50

@@ -64,7 +64,7 @@ class Worker:
         result = self.training.run(self.done, [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots])
         self.ledger.consumed(prepared)
         self._reporter.step(self.done, prepared, result)
-        saver.note(result)
+        saver.note(result, {})
         self.done += 1
         saver.save_if_due(saver.vote(has_images=True), self.done)
 
