@@ -225,13 +225,15 @@ def centred_reference(centred: PretrainRecipe) -> Trace:
     return plain_reference(centred)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
 def test_zero_engine__softmax_centring_and_a_shared_head_do_not_depend_on_workers(
-    centred: PretrainRecipe, centred_reference: Trace
+    centred: PretrainRecipe, centred_reference: Trace, stage: int
 ) -> None:
     assert {name.split("|")[0] for name in centred_reference.teacher} == {"teacher", "gram_teacher", "centre"}
     assert centred_reference.teacher["centre|ibot"].any()
     assert centred_reference.terms[-1]["gram"] > 0
-    for trace in run_world(3, train_under_zero, centred, ""):
+    staged = centred.model_copy(update={"training": centred.training.model_copy(update={"zero_stage": stage})})
+    for trace in run_world(3, train_under_zero, staged, ""):
         assert_same_training(trace, centred_reference)
 
 
