@@ -49,7 +49,7 @@ class Amount:
 
 
 QUICK = Amount(2, 20, 256, 2)
-FULL = Amount(RUNS, 40, 1024, RUNS)
+FULL = Amount(RUNS, 20, 512, RUNS)
 
 
 def measure_overhead(scratch: Path, amount: Amount) -> list[Turn]:
