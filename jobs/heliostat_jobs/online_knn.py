@@ -7,6 +7,7 @@ from functools import lru_cache
 from heliostat.config.evaluate import KnnConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.manifest import load_manifest
+from heliostat.errors import InvalidValueError, TooFewSamplesError, UnlabelledDatasetError
 from heliostat.models.vit import VisionTransformer
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import ClassToken
@@ -15,6 +16,7 @@ from heliostat_evaluation.knn import knn_accuracy
 from heliostat_jobs.evaluate import LabelledSet, load_labelled, with_classes_of
 
 METRIC = "knn_top1"
+_MOST_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,34 @@ class OnlineKnn:
 def online_knn(recipe: PretrainRecipe, root: Store) -> OnlineKnn | None:
     """The probe that a recipe asks for, if it does.
 
-    Raises:
-        DatasetNotFoundError: a dataset is not there; better now than after the first thousand steps.
+    Raises: better now than after the first thousand steps
+        DatasetNotFoundError: a dataset is not there.
+        UnlabelledDatasetError: it has no labels.
+        TooFewSamplesError: the bank holds fewer images than vote.
+        InvalidValueError: the images would not fit beside the training.
     """
-    knn = recipe.observe.knn
+    knn, px = recipe.observe.knn, recipe.augmentation.global_px
     if not knn.every_steps or knn.bank is None or knn.queries is None:
         return None
-    for name in (knn.bank, knn.queries):
-        load_manifest(root, name)
-    return OnlineKnn(root, knn.bank, knn.queries, recipe.augmentation.global_px, knn.neighbours)
+    bank, queries = load_manifest(root, knn.bank), load_manifest(root, knn.queries)
+    for manifest in (bank, queries):
+        if not manifest.labels:
+            raise UnlabelledDatasetError(
+                f"dataset {manifest.name!r}, which observe.knn names, has no labels", "Name a labelled dataset"
+            )
+    if bank.rows < knn.neighbours:
+        raise TooFewSamplesError(
+            f"observe.knn.neighbours is {knn.neighbours}, but dataset {bank.name!r} has {bank.rows} images",
+            "Lower observe.knn.neighbours",
+        )
+    size_bytes = 3 * px**2 * (bank.rows + queries.rows)
+    if size_bytes > _MOST_BYTES:
+        raise InvalidValueError(
+            f"the images of observe.knn take {size_bytes / 2**30:.1f} GiB of the first worker's memory at {px} px, the "
+            f"limit is {_MOST_BYTES / 2**30:.0f} GiB",
+            "Name smaller datasets; heliostat run with kind: evaluate judges by large ones",
+        )
+    return OnlineKnn(root, knn.bank, knn.queries, px, knn.neighbours)
 
 
 @lru_cache(maxsize=1)

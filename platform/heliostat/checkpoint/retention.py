@@ -35,19 +35,24 @@ class Keep:
 
 
 def to_retire(live: Sequence[CheckpointEntry], keep: Keep) -> tuple[CheckpointEntry, ...]:
-    """The checkpoints to give up, oldest first."""
-    kept = {entry.manifest_key for entry in [*live[-keep.last :], *_milestones(live, keep.every_steps)]}
-    if best := best_of(live, keep):
+    """The checkpoints to give up, oldest first: those of a history that was left behind, and those that no rule keeps.
+
+    An attempt that found the newest checkpoint corrupt and went on from an older one has left it behind once it commits
+    that step, or an earlier one, itself.
+    """
+    history = [entry for index, entry in enumerate(live) if all(later.step > entry.step for later in live[index + 1 :])]
+    kept = {entry.manifest_key for entry in [*history[-keep.last :], *_milestones(history, keep.every_steps)]}
+    if best := best_of(history, keep):
         kept.add(best.manifest_key)
     return tuple(entry for entry in live if entry.manifest_key not in kept)
 
 
 def best_of(live: Sequence[CheckpointEntry], keep: Keep) -> CheckpointEntry | None:
-    """The best checkpoint by its metric, of equals the newest; None if none has it or nobody asks."""
+    """The best checkpoint by its metric, of equals the oldest; None if none has it or nobody asks."""
     if keep.best is None:
         return None
     sign = 1 if keep.best_mode == "min" else -1
-    judged = [entry for entry in reversed(live) if keep.best in entry.metrics]
+    judged = [entry for entry in live if keep.best in entry.metrics]
     return min(judged, key=lambda entry: sign * entry.metrics[str(keep.best)], default=None)
 
 

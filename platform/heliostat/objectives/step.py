@@ -10,13 +10,14 @@ made from them where they are compared (``cross_entropy.py``).
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from heliostat.checkpoint.format import StateSlice, tensor_name
+from heliostat.config.model import ModelConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
@@ -65,6 +66,13 @@ def _fault(step: int, numbers: Mapping[str, float]) -> str | None:
     return f"step {step} is not finite ({wrong})" if wrong else None
 
 
+def copied_backbone(backbone: VisionTransformer, model: ModelConfig) -> VisionTransformer:
+    """A copy that learns nothing, on the same device."""
+    copied = VisionTransformer(model, backbone.grid)
+    copied.load_state_dict(backbone.state_dict())
+    return copied.to(next(backbone.parameters()).device).requires_grad_(False).eval()
+
+
 class TrainingStep:
     """Student and teacher of a run, advanced one step at a time.
 
@@ -83,7 +91,9 @@ class TrainingStep:
         self._phase = phase
         device = next(teacher.parameters()).device
         teacher.requires_grad_(False).eval()
-        self.gram_teacher = self._copied_backbone(teacher) if recipe.objective.anchoring is not None else None
+        self.gram_teacher = (
+            copied_backbone(teacher.backbone, recipe.model) if recipe.objective.anchoring is not None else None
+        )
         self._teacher = engine.teacher(teacher)
         self.plan = SlotPlan(recipe.training.slots, engine.world_size)
         self._heads = {"dino": teacher.dino_head, "ibot": teacher.patch_head}
@@ -177,15 +187,11 @@ class TrainingStep:
         for slot in slots:
             slot.check(self._recipe.training.slot_batch, self._recipe.model.patch_px)
 
-    def teacher_backbone(self) -> VisionTransformer:
-        """A copy of the teacher's backbone as it is now; all workers call it."""
+    @contextmanager
+    def whole_teacher(self) -> Iterator[VisionTransformer]:
+        """The teacher's backbone, whole within the context, which all workers enter together; nobody may run it."""
         with self._teacher.backbone_whole():
-            return self._copied_backbone(self.teacher)
-
-    def _copied_backbone(self, teacher: Network) -> VisionTransformer:
-        backbone = VisionTransformer(self._recipe.model, teacher.backbone.grid)
-        backbone.load_state_dict(teacher.backbone.state_dict())
-        return backbone.to(next(teacher.parameters()).device).requires_grad_(False).eval()
+            yield self.teacher.backbone
 
     def _refresh_gram_teacher(self, step: int) -> None:
         gram = self._recipe.objective.anchoring
@@ -232,13 +238,18 @@ class TrainingStep:
     ) -> tuple[dict[str, float], dict[str, float], list[int]]:
         """Loss terms and gradient norms of the step, and which of this worker's slots have a loss that is not finite.
 
-        Gradients that only the loss scale has made infinite are computed again with a smaller one.
+        Gradients that only the loss scale has made infinite are computed again with a smaller one. If none is small
+        enough, the scale was not to blame, and stays.
         """
+        before = self.loss_scale
         while True:
             terms, broken = self._accumulate(step, slots, targets)
             norms = {name: norm / self.loss_scale.factor for name, norm in self._engine.gradient_norms().items()}
             too_large = all(map(math.isfinite, terms.values())) and not all(map(math.isfinite, norms.values()))
-            if not (too_large and self.loss_scale.can_fall):
+            if not too_large:
+                return terms, norms, broken
+            if not self.loss_scale.can_fall:
+                self.loss_scale = before
                 return terms, norms, broken
             self._engine.discard()
             self.loss_scale = self.loss_scale.lower()

@@ -20,7 +20,7 @@ from heliostat.errors import HeliostatError
 from heliostat.models.vit import VisionTransformer
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.networks import Network
-from heliostat.objectives.step import StepResult, TrainingStep
+from heliostat.objectives.step import StepResult, TrainingStep, copied_backbone
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
@@ -76,8 +76,8 @@ def train_attempt(config: dict[str, Any]) -> None:
         try:
             for _ in worker.steps():
                 pass
-        except HeliostatError as error:
-            worker.ended(str(error))
+        except BaseException as error:
+            worker.ended(str(error) or type(error).__name__)
             raise
         worker.ended("completed")
 
@@ -147,13 +147,21 @@ class AttemptWorker:
         self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, self._plan, place.device, stack)
         self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=place.device.type)
         self._has_started = False
+        self._has_begun = False
         self.is_finished = False
         self._agreement = Agreement()
         self._spec = spec
         self._stack = stack
 
     def steps(self) -> Iterator[tuple[int, StepResult]]:
-        """From the newest good checkpoint to the last step: each step that was made, after it."""
+        """From the newest good checkpoint to the last step: each step that was made, after it. Once per attempt.
+
+        Raises:
+            RuntimeError: it was asked for before; a new attempt goes on from the last checkpoint.
+        """
+        if self._has_begun:
+            raise RuntimeError("the steps of an attempt can be gone through once; begin a new single_process_run")
+        self._has_begun = True
         # What dead attempts left half-written.
         first_does_long(self._agreement, lambda: sweep(self._store, self._log, self._lease))
         source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
@@ -194,10 +202,9 @@ class AttemptWorker:
         probe, every_steps = self._spec.probe, self._recipe.observe.knn.every_steps
         if probe is None or not every_steps or (step + 1) % every_steps:
             return {}
-        with self._reporter.clock.phase("evaluation_s"):
-            backbone = self.training.teacher_backbone()
+        with self._reporter.clock.phase("evaluation_s"), self.training.whole_teacher() as teacher:
             try:
-                return first_does_long(self._agreement, lambda: probe(backbone))
+                return first_does_long(self._agreement, lambda: probe(copied_backbone(teacher, self._recipe.model)))
             except HeliostatError as error:
                 _log.warning("the teacher after step %d could not be judged: %s", step, error)
                 self._reporter.event(EventType.EVALUATION_FAILED, step=step, reason=str(error))

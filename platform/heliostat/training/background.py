@@ -4,7 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from heliostat.errors import HeliostatError, TrainingFailedError
+from heliostat.errors import HeliostatError
+from heliostat.training.collective import as_user_error
 
 _log = logging.getLogger(__name__)
 
@@ -47,13 +48,9 @@ class Background:
     def _do(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except HeliostatError as error:
-            self._failure = self._failure or error
         except Exception as error:  # it must not vanish with its thread
-            _log.exception("%s failed", self._name)
-            self._failure = self._failure or TrainingFailedError(
-                f"{self._name} failed: {type(error).__name__}: {error}",
-                "Run the same command again to resume from the last checkpoint",
-            )
+            if not isinstance(error, HeliostatError):
+                _log.exception("%s failed", self._name)
+            self._failure = self._failure or as_user_error(error, self._name)
         finally:
             self._idle.set()

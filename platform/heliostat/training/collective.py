@@ -4,6 +4,7 @@ A worker that raises alone leaves the others waiting in a collective until it ti
 raised by all. Without a process group this process is the only worker.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar, cast
@@ -12,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.errors import HeliostatError
+from heliostat.errors import HeliostatError, TrainingFailedError
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _ASK_S = 5.0
 
@@ -96,8 +99,19 @@ def first_does_long(agreement: Agreement, work: Callable[[], T]) -> T:
 def _outcome(work: Callable[[], T]) -> tuple[T | None, HeliostatError | None]:
     try:
         return work(), None
-    except HeliostatError as error:
-        return None, error
+    except Exception as error:  # the others wait for an answer
+        _log.debug("a piece of a worker's work failed", exc_info=True)
+        return None, as_user_error(error)
+
+
+def as_user_error(error: Exception, work: str = "a training worker") -> HeliostatError:
+    """An error of any kind as one that can be told to all workers and to the user."""
+    if isinstance(error, HeliostatError):
+        return error
+    return TrainingFailedError(
+        f"{work} failed: {type(error).__name__}: {error}",
+        "Run the same command again to resume from the last checkpoint; --debug shows more",
+    )
 
 
 def _result(outcome: tuple[Any, HeliostatError | None]) -> Any:

@@ -1,5 +1,7 @@
 """Deterministic mode: the same bits from the same step, on the same hardware and number of workers."""
 
+import os
+
 import torch
 import torch.utils.deterministic
 
@@ -9,6 +11,8 @@ DETERMINISTIC_ENV = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 def make_deterministic() -> None:
     """Only deterministic operators from now on; one that has no such form raises an error and names itself."""
+    for name, value in DETERMINISTIC_ENV.items():
+        os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -14,6 +14,7 @@ from heliostat.storage import Store
 
 _log = logging.getLogger(__name__)
 _ROWS = 40
+_PATIENCE_S = 15.0
 
 
 class StepProfiler:
@@ -49,10 +50,10 @@ class StepProfiler:
         if self._profile is None:
             return
         running, self._profile, steps, self._steps = self._profile, None, self._steps, None
-        running.stop()
         assert steps is not None  # noqa: S101 -- it was started
         name = f"logs/profile-{self._attempt:04d}-{self._first}-{steps[1]}"
         try:
+            running.stop()
             self._write(name, running)
         except Exception as error:  # observation never stops a run
             _log.warning("the profile of steps %d to %d is lost: %s", self._first, steps[1], error)
@@ -63,14 +64,21 @@ class StepProfiler:
             activities.append(ProfilerActivity.CUDA)
         self._first = step
         # One start and stop: without accumulation torch keeps no events of earlier cycles.
-        self._profile = profile(activities=activities, acc_events=True)
-        self._profile.start()
+        started = profile(activities=activities, acc_events=True)
+        try:
+            started.start()
+        except Exception as error:  # another profiler is at work, say
+            _log.warning("steps from %d on cannot be profiled: %s", step, error)
+            self._steps = None
+            return
+        self._profile = started
 
     def _write(self, name: str, done: Any) -> None:
+        store = self._store.patient(_PATIENCE_S)  # other workers wait meanwhile
         with tempfile.TemporaryDirectory(prefix="heliostat-profile-") as folder:
             trace = Path(folder) / "trace.json"
             done.export_chrome_trace(str(trace))
-            self._store.upload(f"{name}.json", trace)
+            store.upload(f"{name}.json", trace)
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table: Callable[..., str] = done.key_averages().table
-        self._store.put(f"{name}.txt", table(sort_by=by, row_limit=_ROWS).encode())
+        store.put(f"{name}.txt", table(sort_by=by, row_limit=_ROWS).encode())

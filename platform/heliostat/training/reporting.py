@@ -96,6 +96,8 @@ class Reporter:
             reason, samples = result.skipped.reason, list(result.skipped.sample_ids)
             self.event(EventType.STEP_SKIPPED, step=step, reason=reason, sample_ids=samples)
             self._publish({**seconds, "steps_made": steps - 1, "steps_skipped": 1})
+            if judged and self._rank == 0:
+                self._metrics.write(step, **judged)
             return
         if self._speed is None:
             return

@@ -93,7 +93,6 @@ class Saver:
         self._state = state
         self._saved, self._pending = first_step, False
         self._metrics: Mapping[str, float] = {}
-        self._judged: Mapping[str, float] = {}
         self._snapshot = Snapshot()
         self._background = Background("saving")
         self._closing = threading.Event()
@@ -102,10 +101,9 @@ class Saver:
         self._wishes = Wishes(store, recipe.checkpoint.every_minutes, stack) if is_first else None
 
     def note(self, result: StepResult, judged: Mapping[str, float]) -> None:
-        """Remember what a step and the newest evaluation reported, for the next checkpoint's entry in the log."""
-        self._judged = {**self._judged, **judged}
-        if result.skipped is None:
-            self._metrics = {**result.terms, **self._judged}
+        """Remember what a step reported, for a checkpoint of it; an evaluation is of the teacher after that step."""
+        terms = self._metrics if result.skipped is not None else result.terms
+        self._metrics = {**{name: terms[name] for name in result.terms if name in terms}, **judged}
 
     def vote(self, has_images: bool) -> Vote:
         """One exchange of all workers between two steps, or while they wait for images.

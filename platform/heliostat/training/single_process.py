@@ -18,7 +18,7 @@ from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
 from heliostat.data.samples import Samples, SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import direct_samples
-from heliostat.errors import HeliostatError, InvalidValueError
+from heliostat.errors import InvalidValueError
 from heliostat.objectives.engine import PlainEngine
 from heliostat.objectives.networks import Network
 from heliostat.training.attempt import AttemptWorker, RunSpec
@@ -91,7 +91,7 @@ def single_process_run(spec: RunSpec) -> Iterator[AttemptWorker]:
         worker = AttemptWorker(spec, ThisProcess(spec.recipe.scaling.accelerator), stack)
         try:
             yield worker
-        except (HeliostatError, KeyboardInterrupt) as error:
+        except BaseException as error:
             worker.ended(str(error) or type(error).__name__)
             raise
         worker.ended("completed" if worker.is_finished else "left before its end")

@@ -51,12 +51,13 @@ class Wishes:
         """The checkpoint is committed."""
         try:
             answer(self._store, requests)
-        except StorageError as error:  # the next attempt answers it once more
+        except StorageError as error:  # the next checkpoint answers it once more
+            self._taken -= requests
             _log.warning("the request for a checkpoint could not be removed: %s", error)
 
     def _look(self) -> None:
         while not self._closing.wait(self._look_s):
             try:
                 self._asked = asked(self._store)
-            except StorageError as error:
+            except Exception as error:  # whatever it is, the next look may see
                 _log.info("cannot look for requests: %s", error)

@@ -128,10 +128,12 @@ class _Flat:
             norms = self._zero.norm_for_param_grads  # found when gradients were copied to the host
             for parameter in norms:
                 norms[parameter] = torch.full_like(norms[parameter], torch.nan)
-        for _, gradients in self.gradients():
-            for gradient in gradients:
-                gradient.fill_(torch.nan)
+        left_out = [gradient for _, gradients in self.gradients() for gradient in gradients]
+        for gradient in left_out:
+            gradient.fill_(torch.nan)
         self._engine.step()
+        for gradient in left_out:  # it writes the next gradients over these, but for the padding
+            gradient.zero_()
 
     def gradients(self) -> Iterator[tuple[GroupRule, list[Tensor]]]:
         """Of this worker's shard of the parameters."""
@@ -156,12 +158,18 @@ class _Flat:
     def _flat_shards(self) -> Iterator[tuple[GroupRule, Tensor]]:
         raise NotImplementedError
 
+    def _ensure_moments(self) -> None:
+        """Before the first update there are none, and they count as zero."""
+        if not self._zero.optimizer.state:
+            self.prepare_restore(0)
+
 
 class ShardedState(_Flat):
     """Stages 1 and 2: fp32 parameters, moments and averaged gradients are shared out, group by group."""
 
     def state_slices(self) -> Iterator[StateSlice]:
         """Views of the fragments of parameters that lie in this worker's flat shards."""
+        self._ensure_moments()
         # DeepSpeed links the optimizer's state to parameters after the first group's step only.
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
@@ -188,6 +196,7 @@ class ShardedParameters(_Flat):
 
     def state_slices(self) -> Iterator[StateSlice]:
         """Views of the shards of parameters, without their padding."""
+        self._ensure_moments()
         rank = self._engine.global_rank
         flat = [shard for _, shard in self._flat_shards()]
         for name, parameter in self._student.named_parameters():

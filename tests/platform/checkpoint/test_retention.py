@@ -40,7 +40,7 @@ BY_LOSS = [_entry(10, loss=3.0), _entry(20, loss=1.0, acc=0.5), _entry(30, acc=0
     ("live", "keep", "left"),
     [
         (BY_LOSS, Keep(1), [50]),
-        (BY_LOSS, Keep(2, best="loss"), [40, 50]),  # of equals the newest
+        (BY_LOSS, Keep(2, best="loss"), [20, 40, 50]),  # of equals the oldest
         (BY_LOSS[:3], Keep(1, best="loss"), [20, 30]),
         (BY_LOSS, Keep(1, best="loss", best_mode="max"), [10, 50]),
         (BY_LOSS, Keep(1, best="acc", best_mode="max"), [30, 50]),
@@ -49,7 +49,12 @@ BY_LOSS = [_entry(10, loss=3.0), _entry(20, loss=1.0, acc=0.5), _entry(30, acc=0
         (BY_LOSS, Keep(1, every_steps=20, best="loss", best_mode="max"), [10, 20, 40, 50]),
         ([_entry(step) for step in (7, 9, 11, 19, 23, 29, 41)], Keep(1, every_steps=10), [11, 23, 41]),  # late saves
         ([_entry(step) for step in (3, 7)], Keep(1, every_steps=10), [7]),  # none at a multiple yet
-        ([_entry(10), _entry(20), _entry(11, attempt=2)], Keep(1, every_steps=10), [10, 20, 11]),  # fell back
+        ([_entry(10), _entry(20), _entry(11, attempt=2)], Keep(1, every_steps=10), [10, 11]),  # fell back
+        (
+            [_entry(9), _entry(10, loss=0.0), _entry(10, attempt=2, loss=1.0), _entry(11, attempt=2, loss=2.0)],
+            Keep(1, every_steps=10, best="loss"),
+            [10, 11],  # the second 10: the first one was found corrupt
+        ),
         ([], Keep(1, 10, "loss"), []),
     ],
 )

@@ -87,7 +87,9 @@ def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int, vectors: float) 
     in_round = sum(size * (1 if name in kept else 2) for name, size in padded.items() if not is_persistent(sizes[name]))
     prototypes = sum(size for name, size in padded.items() if "last_layer" in name)
     everything = sum(padded.values())
-    teacher = rounds * (everything - prototypes) + prototypes
+    # Once for the targets, and once more to move centres.
+    gathers = 2 if recipe.objective.centring == "softmax" else 1
+    teacher = rounds * (everything - prototypes) + gathers * prototypes
     return Payload(vectors, rounds * everything, rounds * in_round + persistent + teacher)
 
 
