@@ -12,11 +12,16 @@ Ratios:
     load_vs_disk: MB/s of our reader, which verifies every byte, over a plain reader's that hashes too.
     save_vs_s3: MB/s of our writer over boto3's ``upload_file`` on the same SeaweedFS on loopback.
 
+``details.save_peak_over_state`` is the host memory that a save takes, over the size of the state (``save_memory.py``).
+Wanted: at most 1.2; the copy is 1.
+
 Floor: a step cannot take less than the bare one; ``floor_fraction`` is the bare step over the platform's.
 """
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +102,12 @@ def measure(quick: bool) -> BenchResult:
         with s3_server(scratch / "s3") as endpoint:
             os.environ.update(s3_environment(endpoint))
             files |= measure_s3(endpoint, scratch, amount.state_mib * _BYTES_PER_MIB // 4, amount.file_turns)
-    return result_of(turns, files)
+        command = [sys.executable, str(Path(__file__).with_name("save_memory.py")), str(scratch / "memory")]
+        found = subprocess.run([*command, str(amount.state_mib)], stdout=subprocess.PIPE, text=True, check=True)
+    return result_of(turns, files, float(found.stdout))
 
 
-def result_of(turns: list[Turn], files: dict[str, Spread]) -> BenchResult:
+def result_of(turns: list[Turn], files: dict[str, Spread], save_peak: float) -> BenchResult:
     """Ratios of what was measured."""
     ratios = {
         "overhead": Spread(tuple(turn.overhead for turn in turns)),
@@ -120,12 +127,18 @@ def result_of(turns: list[Turn], files: dict[str, Spread]) -> BenchResult:
         **{name: spread.summary("MiB/s") for name, spread in files.items()},
     }
     rest = {name: significant(ms) for name, ms in rest_of(turns).items()}
-    notes = ["Beyond the bare step, ms per step: " + ", ".join(f"{name} {ms}" for name, ms in rest.items()) + "."]
+    notes = [f"A save takes {save_peak:.3f} times the state's size of host memory, its copy included."]
+    notes += ["Beyond the bare step, ms per step: " + ", ".join(f"{name} {ms}" for name, ms in rest.items()) + "."]
     return BenchResult(
         bench="trainer",
         ratios={name: spread.median for name, spread in ratios.items()},
         floor_fraction=bare.over(platform).median,
-        details={"measured": measured, "rest_ms": rest, "notes": notes},
+        details={
+            "measured": measured,
+            "rest_ms": rest,
+            "save_peak_over_state": significant(save_peak),
+            "notes": notes,
+        },
     )
 
 
