@@ -126,18 +126,48 @@ def _norm(gradients: list[Tensor]) -> float:
     return math.sqrt(sum(norm**2 for norm in torch.stack(list(torch._foreach_norm(gradients))).tolist()))
 
 
-class PlainEngine:
+class WholeStudent:
+    """A student whose parameters and optimizer one worker holds whole: its state."""
+
+    def __init__(self, student: Network, optimizer: torch.optim.Optimizer) -> None:
+        self.student = student
+        self._optimizer = optimizer
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that Adam has taken."""
+        return adam_steps(self._optimizer)
+
+    def whole_state(self) -> WholeState:
+        """All of the student's state."""
+        if not self._optimizer.state:
+            self.prepare_restore(0)
+        return student_state(dict(self.student.named_parameters()), self._optimizer)
+
+    def state_slices(self) -> Iterator[StateSlice]:
+        """None."""
+        yield from ()
+
+    def prepare_restore(self, optimizer_steps: int) -> None:
+        """Create Adam's state."""
+        for parameter in self.student.parameters():
+            self._optimizer.state[parameter] = new_adam_state(parameter, optimizer_steps)
+
+    def finish_restore(self) -> None:
+        """The parameters are the state."""
+
+
+class PlainEngine(WholeStudent):
     """One process, no DeepSpeed: every slot is a round."""
 
     rank = 0
     world_size = 1
 
     def __init__(self, student: Network, training: TrainingConfig) -> None:
-        self.student = student
+        super().__init__(student, new_optimizer(student, training))
         self.sizes = {name: parameter.numel() for name, parameter in student.named_parameters()}
         self.reducer: Reducer = OneWorker()
         self._training = training
-        self._optimizer = new_optimizer(student, training)
 
     def teacher(self, network: Network) -> Teacher:
         """Whole."""
@@ -173,29 +203,6 @@ class PlainEngine:
     def gather(self, names: list[str]) -> list[str]:
         """The names."""
         return names
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Steps that Adam has taken."""
-        return adam_steps(self._optimizer)
-
-    def whole_state(self) -> WholeState:
-        """All of the student's state."""
-        if not self._optimizer.state:
-            self.prepare_restore(0)
-        return student_state(dict(self.student.named_parameters()), self._optimizer)
-
-    def state_slices(self) -> Iterator[StateSlice]:
-        """None."""
-        yield from ()
-
-    def prepare_restore(self, optimizer_steps: int) -> None:
-        """Create Adam's state."""
-        for parameter in self.student.parameters():
-            self._optimizer.state[parameter] = new_adam_state(parameter, optimizer_steps)
-
-    def finish_restore(self) -> None:
-        """The parameters are the state."""
 
     def _gradients(self, sub_module: str) -> list[Tensor]:
         parameters = getattr(self.student, sub_module).parameters()

@@ -4,6 +4,7 @@ With ``zero.py`` and ``sharded_teacher.py`` the only files that know its interna
 ``tests/platform/training/test_zero.py`` fails when they change.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from heliostat.checkpoint.format import StateSlice
-from heliostat.objectives.engine import MASTER, MOMENTS, WholeState, adam_steps, new_adam_state, student_state
+from heliostat.objectives.engine import MASTER, MOMENTS, WholeState, WholeStudent, adam_steps, new_adam_state
 from heliostat.objectives.groups import GroupRule
 from heliostat.objectives.networks import Network
 
@@ -57,15 +58,14 @@ def shards_of(engine: Any, student: Network, stage: int, offload: bool) -> Shard
     return ShardedParameters(engine, student, offload) if stage == 3 else ShardedState(engine, student, offload)
 
 
-class ReplicatedState:
+class ReplicatedState(WholeStudent):
     """Stage 0: every worker holds everything."""
 
     are_whole = True
 
     def __init__(self, engine: Any, student: Network) -> None:
+        super().__init__(student, engine.optimizer)
         self._engine = engine
-        self._student = student
-        self._optimizer: torch.optim.Optimizer = engine.optimizer
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -81,31 +81,8 @@ class ReplicatedState:
         """Forget them."""
         self._engine.zero_grad()
 
-    @property
-    def optimizer_steps(self) -> int:
-        """Steps that Adam has taken."""
-        return adam_steps(self._optimizer)
 
-    def whole_state(self) -> WholeState:
-        """All of it."""
-        if not self._optimizer.state:
-            self.prepare_restore(0)
-        return student_state(dict(self._student.named_parameters()), self._optimizer)
-
-    def state_slices(self) -> Iterator[StateSlice]:
-        """None."""
-        yield from ()
-
-    def prepare_restore(self, optimizer_steps: int) -> None:
-        """Create Adam's state."""
-        for parameter in self._student.parameters():
-            self._optimizer.state[parameter] = new_adam_state(parameter, optimizer_steps)
-
-    def finish_restore(self) -> None:
-        """The parameters are the state."""
-
-
-class _Flat:
+class _Flat(ABC):
     """Stages with flat fp32 shards, one or more per optimizer group."""
 
     are_whole = False
@@ -155,8 +132,9 @@ class _Flat:
         for _, shard in self._flat_shards():
             self._zero.optimizer.state[shard] = new_adam_state(shard, optimizer_steps)
 
+    @abstractmethod
     def _flat_shards(self) -> Iterator[tuple[GroupRule, Tensor]]:
-        raise NotImplementedError
+        """The shards in the order of DeepSpeed's gradients."""
 
     def _ensure_moments(self) -> None:
         """Before the first update there are none, and they count as zero."""
