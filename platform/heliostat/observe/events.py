@@ -27,9 +27,46 @@ class EventType(StrEnum):
         member.__doc__ = doc
         return member
 
+    SUPERVISION_STARTED = (
+        "supervision_started",
+        "A driver looks after the run from now on, with `min_workers` to `max_workers` workers.",
+    )
+    CAPACITY_AWAITED = "capacity_awaited", "There is room for `usable` workers, at least `needed` are; the run waits."
+    WORKERS_STARTING = "workers_starting", "`workers` workers are being started, on `nodes`."
     ATTEMPT_STARTED = "attempt_started", "An attempt holds the lease and starts its workers; `workers` says how many."
-    RESUMED = "resumed", "Training state was read from the committed checkpoint of `step`."
+    RESUMED = (
+        "resumed",
+        "Training state was read as it was after `step` steps: from a committed checkpoint (`source` storage) or from "
+        "a snapshot in the memory of other nodes (`source` memory).",
+    )
     DATA_READY = "data_ready", "The first batch of the attempt has arrived at the workers."
+    PREEMPTION_NOTICED = (
+        "preemption_noticed",
+        "`nodes` will be taken away in `deadline_s` seconds, with the workers `ranks`.",
+    )
+    PREEMPTION_WITHDRAWN = "preemption_withdrawn", "`nodes` stay after all."
+    RESIZE_PLANNED = (
+        "resize_planned",
+        "The attempt will stop after a step and a checkpoint, to go on with `workers` workers; `reason` says why.",
+    )
+    HANG_DETECTED = (
+        "hang_detected",
+        "The workers `ranks` have not moved for `silent_s` seconds and are ended; their stacks are in `stacks`.",
+    )
+    STRAGGLER_NAMED = (
+        "straggler_named",
+        "The worker `rank` takes `times` as long over its part of a step as the others.",
+    )
+    INTERRUPTED = (
+        "interrupted",
+        "An attempt was interrupted when `step` steps were done; `cause`, `ranks`, `nodes` and `detail` say by what.",
+    )
+    GAVE_UP = "gave_up", "The run stops: `cause` has used up what is allowed of it."
+    SUPERVISION_ENDED = "supervision_ended", "The driver looks after the run no longer; `outcome` says how it ended."
+    SNAPSHOT_FAILED = (
+        "snapshot_failed",
+        "The state after `step` steps is not in other nodes' memory; `reason` says why.",
+    )
     DATA_STALLED = "data_stalled", "No images came for `waited_s` seconds before `step`; the run waits on."
     DATA_RESUMED = "data_resumed", "Images came again before `step`, after `waited_s` seconds."
     FEEDER_REPLACED = (
