@@ -47,7 +47,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── UnsupportedExportError       HS-CKPT-007
 │   ├── ExportExistsError            HS-CKPT-008
 │   ├── ExportMismatchError          HS-CKPT-009
-│   └── SaveAbandonedError           HS-CKPT-010  a part of a checkpoint will not come
+│   ├── SaveAbandonedError           HS-CKPT-010  a part of a checkpoint will not come
+│   └── SnapshotLostError            HS-CKPT-011  a snapshot in other nodes' memory is not there
 ├── RunError                         HS-RUN-…   a run that cannot go on
 │   ├── FencedError                  HS-RUN-001  a newer attempt holds the lease
 │   ├── NonFiniteLossError           HS-RUN-002
@@ -367,6 +368,12 @@ class SaveAbandonedError(CheckpointError):
     """A checkpoint was given up while it was written: its attempt ends."""
 
     code = "HS-CKPT-010"
+
+
+class SnapshotLostError(CheckpointError):
+    """A snapshot could not be put into other nodes' memory, or is there no more; storage has what was committed."""
+
+    code = "HS-CKPT-011"
 
 
 class RunError(HeliostatError):

@@ -87,6 +87,8 @@ class Lease:
     attempt: int
     number: int
     """Of its entry in the log."""
+    nonce: str
+    """Of that entry: no other attempt of any run has it."""
 
 
 def live_checkpoints(entries: Sequence[LogEntry]) -> tuple[CheckpointEntry, ...]:
@@ -107,8 +109,11 @@ def live_checkpoints(entries: Sequence[LogEntry]) -> tuple[CheckpointEntry, ...]
 
 def newest_lease(entries: Sequence[LogEntry]) -> Lease | None:
     """The lease that counts."""
-    leases = [Lease(entry.attempt, number) for number, entry in enumerate(entries, 1) if isinstance(entry, LeaseEntry)]
-    return leases[-1] if leases else None
+    leases = [(number, entry) for number, entry in enumerate(entries, 1) if isinstance(entry, LeaseEntry)]
+    if not leases:
+        return None
+    number, entry = leases[-1]
+    return Lease(entry.attempt, number, entry.nonce)
 
 
 class CommitLog:
@@ -154,9 +159,10 @@ class CommitLog:
                         f"{self._store.url}/{_key(next_number)} can neither be read nor written",
                         "Remove what lies there if it is no log entry",
                     )
-                number = self._try_append(LeaseEntry(attempt=attempt, holder=holder))
+                entry = LeaseEntry(attempt=attempt, holder=holder)
+                number = self._try_append(entry)
                 if number:
-                    return Lease(attempt, number)
+                    return Lease(attempt, number, entry.nonce)
                 refused_at = next_number
 
     def append(self, lease: Lease, entry: CheckpointEntry | RetireEntry | EndEntry) -> int:

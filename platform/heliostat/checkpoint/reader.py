@@ -8,9 +8,9 @@ import torch
 
 from heliostat.checkpoint.dtypes import TORCH_DTYPES
 from heliostat.checkpoint.format import CheckpointManifest, ShardRecord, SliceRecord, tensor_name
+from heliostat.checkpoint.places import ShardSource
 from heliostat.checkpoint.verify import read_chunk
 from heliostat.errors import CorruptCheckpointError, IncompatibleCheckpointError
-from heliostat.storage import Store
 from heliostat.storage.in_flight import map_in_flight
 
 _CACHED_CHUNKS = 8
@@ -22,7 +22,7 @@ _READERS = 2
 class CheckpointReader:
     """Slices of one committed checkpoint; each byte is verified by the hash of its chunk. Threads may share it."""
 
-    def __init__(self, store: Store, manifest: CheckpointManifest) -> None:
+    def __init__(self, store: ShardSource, manifest: CheckpointManifest) -> None:
         self._store = store
         self._manifest = manifest
         self._found: defaultdict[str, list[tuple[SliceRecord, ShardRecord]]] = defaultdict(list)

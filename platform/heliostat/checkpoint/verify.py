@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from heliostat.checkpoint.format import CheckpointManifest, ShardRecord
 from heliostat.checkpoint.log import CheckpointEntry, LogEntry, live_checkpoints
+from heliostat.checkpoint.places import ShardSource
 from heliostat.errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -114,7 +115,7 @@ def check_shards(
                 raise fault
 
 
-def read_chunk(store: Store, shard: ShardRecord, index: int) -> bytes:
+def read_chunk(store: ShardSource, shard: ShardRecord, index: int) -> bytes:
     """One chunk of a shard, verified.
 
     Raises:

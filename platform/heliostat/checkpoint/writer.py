@@ -24,6 +24,7 @@ from heliostat.checkpoint.format import (
     shard_key,
 )
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, Lease
+from heliostat.checkpoint.places import ShardTarget
 from heliostat.checkpoint.verify import check_shards
 from heliostat.errors import CorruptCheckpointError, ObjectExistsError
 from heliostat.storage import Store
@@ -34,11 +35,11 @@ _HASHERS = 2
 _HEADER_ALIGNMENT = 8
 
 
-def write_shard(store: Store, folder: str, rank: int, slices: Sequence[StateSlice]) -> ShardRecord:
+def write_shard(store: ShardTarget, folder: str, rank: int, slices: Sequence[StateSlice]) -> ShardRecord:
     """Write a rank's slices as ``folder/rank-NNNNN.safetensors``, without a second copy of them in memory.
 
     Args:
-        store: The run's store.
+        store: The run's store, or the memory of other nodes.
         folder: ``checkpoint_folder(step, attempt)`` of this attempt.
         rank: Of this worker.
         slices: In host memory; nobody may change them until this returns.

@@ -11,6 +11,7 @@ from heliostat.config.base import Name, Root, Section, Share
 from heliostat.config.checkpoint import CheckpointConfig
 from heliostat.config.model import ModelConfig
 from heliostat.config.operation import ObserveConfig, StreamingConfig
+from heliostat.config.scaling import ScalingConfig
 from heliostat.errors import IndivisibleBatchError, InvalidValueError, TooManyWorkersError
 
 Range = tuple[float, float]
@@ -278,16 +279,6 @@ class TrainingConfig(Section):
     def slots(self) -> int:
         """Slots of a step."""
         return self.global_batch // self.slot_batch
-
-
-class ScalingConfig(Section):
-    """Who computes it. No part of the mathematics: it may change between attempts of one run."""
-
-    workers: int = Field(1, gt=0, description="Ray Train workers; at most global_batch / slot_batch")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="auto takes one GPU per worker where there are any"
-    )
 
 
 class PretrainRecipe(Section):

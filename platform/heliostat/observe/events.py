@@ -49,6 +49,7 @@ class EventType(StrEnum):
         "resize_planned",
         "The attempt will stop after a step and a checkpoint, to go on with `workers` workers; `reason` says why.",
     )
+    ORDER_RECEIVED = "order_received", "`worker` was told at `told_utc` to do `order` at the end of a step."
     HANG_DETECTED = (
         "hang_detected",
         "The workers `ranks` have not moved for `silent_s` seconds and are ended; their stacks are in `stacks`.",
@@ -118,13 +119,25 @@ class EventWriter:
         attempt: Number of the attempt, as its lease says.
         rank: The worker that writes, if it is one.
         flush_interval_s: Seconds until an event is in the store at the latest, if the store answers.
+        stream: Name of the folder of events that is written, for who sees more attempts than one; None is the
+            attempt's.
     """
 
-    def __init__(self, store: Store, attempt: int, rank: int | None = None, flush_interval_s: float = 1.0) -> None:
-        self._attempt = attempt
+    def __init__(
+        self,
+        store: Store,
+        attempt: int,
+        rank: int | None = None,
+        flush_interval_s: float = 1.0,
+        *,
+        stream: str | None = None,
+    ) -> None:
+        self.attempt = attempt
+        """That the next events speak of."""
         self._rank = rank
+        folder = f"{attempt:04d}" if stream is None else stream
         self._segments = SegmentWriter(
-            store, f"{EVENTS_PREFIX}/{attempt:04d}", flush_interval_s, common={"attempt": attempt}
+            store, f"{EVENTS_PREFIX}/{folder}", flush_interval_s, common={"attempt": attempt}
         )
 
     def emit(self, type: EventType, **fields: object) -> None:
@@ -136,7 +149,7 @@ class EventWriter:
         if taken := _SCHEMA_FIELDS & fields.keys():
             raise ValueError(f"every event has {sorted(taken)} already")
         hidden = {name: redact_value(value) for name, value in fields.items()}
-        self._segments.write(Event(utc_now(), type, self._attempt, self._rank, hidden).to_line())
+        self._segments.write(Event(utc_now(), type, self.attempt, self._rank, hidden).to_line())
 
     def flush(self) -> bool:
         """Write what is buffered now; false when the store failed."""
@@ -156,5 +169,6 @@ class EventWriter:
 
 
 def read_events(store: Store) -> list[Event]:
-    """All events of a run, attempt by attempt, in the order in which they were written."""
-    return [Event.from_line(line) for line in read_segments(store, EVENTS_PREFIX)]
+    """All events of a run, attempt by attempt, in the order of their times."""
+    events = [Event.from_line(line) for line in read_segments(store, EVENTS_PREFIX)]
+    return sorted(events, key=lambda event: (event.attempt, event.time_utc))

@@ -78,6 +78,14 @@ class MetricsWriter:
         """Write what is buffered now; false when the store failed."""
         return self._segments.flush()
 
+    def unwritten(self) -> bytes:
+        """The lines that are not known to be in the store, encoded."""
+        return self._segments.unwritten()
+
+    def adopt(self, lines: bytes) -> None:
+        """Write the ``unwritten`` lines of an attempt that this one goes on from; they stay that attempt's."""
+        self._segments.write_encoded(lines)
+
     def close(self) -> None:
         """Write the rest and stop."""
         self._segments.close()

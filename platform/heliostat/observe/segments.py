@@ -126,6 +126,17 @@ class SegmentWriter:
             self._failing = False
             return True
 
+    def unwritten(self) -> bytes:
+        """The lines that are not known to be in the store, encoded; never waits for the store."""
+        with self._buffer_lock:
+            return (self._unconfirmed or b"") + b"".join(self._lines)
+
+    def write_encoded(self, lines: bytes) -> None:
+        """Buffer lines that another writer has encoded, as they are."""
+        with self._buffer_lock:
+            self._lines.extend(lines.splitlines(keepends=True))
+            self._drop_oldest()
+
     def close(self) -> None:
         """Stop the thread and write the rest. What the store still refuses is lost, and a warning says how much."""
         self._closing.set()
@@ -159,7 +170,7 @@ class SegmentWriter:
                 lines.insert(0, encode_line(gap))
             self._lines.clear()
             self._dropped = 0
-        self._unconfirmed = b"".join(lines) or None
+            self._unconfirmed = b"".join(lines) or None
 
     def _write_unconfirmed(self) -> None:
         # A create that failed may have arrived all the same (a lost answer). The same bytes are tried again under the

@@ -16,6 +16,8 @@ from heliostat.checkpoint.retention import sweep
 from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
 from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
+from heliostat.elastic.holders import take_over
+from heliostat.elastic.signals import MAILBOX
 from heliostat.errors import HeliostatError
 from heliostat.models.vit import VisionTransformer
 from heliostat.objectives.engine import Engine
@@ -30,8 +32,10 @@ from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
-from heliostat.training.restoring import restore
-from heliostat.training.saving import RunState, Saver
+from heliostat.training.restoring import Restorer
+from heliostat.training.run_state import RunState
+from heliostat.training.saving import Saver
+from heliostat.training.snapshots import Snapshots
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -150,6 +154,7 @@ class AttemptWorker:
         self._has_begun = False
         self.is_finished = False
         self._agreement = Agreement()
+        MAILBOX.attempt_begins(self._lease.attempt)
         self._spec = spec
         self._stack = stack
 
@@ -168,15 +173,17 @@ class AttemptWorker:
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
         self._engine, self.training = self._new_training()
-        first_step, digest = self._restore()
-        ledger = SampleLedger(self._plan, digest)
-        self._saver = self._new_saver(ledger, first_step)
+        first_step, saved, digest = self._restore()
+        state = RunState(self._engine, self.training, SampleLedger(self._plan, digest), self._lease)
+        self._saver = self._new_saver(state, saved)
+        self._snapshots = self._new_snapshots(state, first_step)
         with ExitStack() as until_the_last_step:
             feed = self._place.new_feed(self._recipe, self._plan, first_step, source, until_the_last_step)
             for step in range(first_step, self._recipe.training.steps):
                 with self._reporter.profiler.step(step):
-                    result = self._train_step(step, feed, ledger)
+                    result = self._train_step(step, feed, state.ledger)
                 yield step, result
+        MAILBOX.training_ends()
         self._saver.finish()
         self.is_finished = True
 
@@ -191,6 +198,7 @@ class AttemptWorker:
         for cause in prepared.deaths:
             self._reporter.event_of_worker(EventType.FEEDER_REPLACED, step=step, cause=cause)
         result = self.training.run(step, [slot_batch(slot, self._place.device) for slot in prepared.slots])
+        MAILBOX.step_ends(step + 1)
         ledger.consumed(prepared)
         judged = self._judge(step)
         self._reporter.step(step, prepared, result, judged)
@@ -239,21 +247,33 @@ class AttemptWorker:
 
     def _some_wait(self, feed: StepSource, step: int) -> bool:
         with self._reporter.clock.phase("data_wait_s"):
-            vote = self._saver.vote(feed.ready(_POLL_S))
+            is_copying = self._snapshots is not None and self._snapshots.is_busy
+            vote = self._saver.vote(feed.ready(_POLL_S), is_copying)
+        self._note_orders(step)
+        if vote.stopping:
+            MAILBOX.training_ends()
+            self._saver.stop(step)
         self._saver.save_if_due(vote, step)
+        if self._snapshots is not None:
+            self._snapshots.take_if_due(vote.is_copying, step)
+        if not vote.waits:
+            MAILBOX.step_begins()
         return vote.waits
 
-    def _new_saver(self, ledger: SampleLedger, first_step: int) -> Saver:
-        return Saver(
-            self._recipe,
-            run_store(self._spec.root, self._recipe.name),
-            self._lease,
-            self._reporter,
-            self._agreement,
-            RunState(self._engine, self.training, ledger),
-            first_step,
-            self._stack,
-        )
+    def _note_orders(self, step: int) -> None:
+        while MAILBOX.received:
+            order, told_utc = MAILBOX.received.popleft()
+            self._reporter.event_of_worker(EventType.ORDER_RECEIVED, step=step, order=order, told_utc=told_utc)
+
+    def _new_saver(self, state: RunState, saved: int) -> Saver:
+        store = run_store(self._spec.root, self._recipe.name)
+        return Saver(self._recipe, store, self._reporter, self._agreement, state, saved, self._stack)
+
+    def _new_snapshots(self, state: RunState, first_step: int) -> Snapshots | None:
+        every_steps, assignment = self._recipe.checkpoint.memory_every_steps, MAILBOX.assignment
+        if not every_steps or assignment is None:
+            return None
+        return Snapshots(every_steps, assignment, self._reporter, state, first_step)
 
     def _new_training(self) -> tuple[Engine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)
@@ -263,12 +283,20 @@ class AttemptWorker:
         phase = self._reporter.clock.phase
         return engine, TrainingStep(self._recipe, engine, teacher.to(self._place.device), phase)
 
-    def _restore(self) -> tuple[int, bytes]:
-        """First step to compute, and the digest of ids up to it."""
-        choice = restore(self._store, self._log, self._agreement, self._engine, self.training)
-        if choice is None:
-            return 0, EMPTY
-        for rejected in choice.rejected:
+    def _restore(self) -> tuple[int, int, bytes]:
+        """First step to compute, steps that are committed, and the digest of ids up to the first step."""
+        holders = MAILBOX.assignment.holders if MAILBOX.assignment is not None else ()
+        restorer = Restorer(self._store, self._log, self._agreement, self._engine, self.training)
+        restored = restorer.restore(holders)
+        manifest = restored.manifest if restored is not None else None
+        if holders:
+            resumed = (manifest.attempt, manifest.step) if restored and manifest and restored.from_memory else None
+            first_does(lambda: take_over(holders, self._lease.attempt, resumed))
+        if restored is None or manifest is None:
+            return 0, 0, EMPTY
+        for rejected in restored.rejected:
             self._reporter.event(EventType.CHECKPOINT_REJECTED, step=rejected.step, reason=rejected.reason)
-        self._reporter.event(EventType.RESUMED, step=choice.manifest.step, from_workers=choice.manifest.world_size)
-        return choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)
+        self._reporter.adopt_metrics(restored.lines)
+        source = "memory" if restored.from_memory else "storage"
+        self._reporter.event(EventType.RESUMED, step=manifest.step, from_workers=manifest.world_size, source=source)
+        return manifest.step, restored.committed, bytes.fromhex(manifest.digest_of_ids)

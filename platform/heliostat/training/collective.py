@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from heliostat.elastic.signals import MAILBOX
 from heliostat.errors import HeliostatError, TrainingFailedError
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class ProcessGroupReducer:
 
     @staticmethod
     def _reduced(values: Tensor, operation: Any) -> Tensor:
+        MAILBOX.meets_others()
         result = values.clone()
         dist.all_reduce(result, operation)
         return result
@@ -59,6 +61,7 @@ class Agreement:
 
     def any(self, *mine: bool) -> tuple[bool, ...]:
         """For each question, whether any worker says so."""
+        MAILBOX.beat()
         if worker_count() == 1:
             return mine
         votes = torch.tensor(mine, dtype=torch.uint8)

@@ -39,6 +39,9 @@ KEEP_MEMORY_ENV = {
 }
 """Environment of processes that use the same large blocks again and again."""
 
+FEEDER_ENV = {**KEEP_MEMORY_ENV, "OMP_NUM_THREADS": "1"}
+"""Of a feeder, besides its worker's."""
+
 StreamFrom = Callable[[int], Iterable[Samples]]
 """Samples of each step from a step on."""
 
@@ -343,7 +346,7 @@ def _placement(recipe: PretrainRecipe) -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    environment = {"runtime_env": {"env_vars": {**KEEP_MEMORY_ENV, "OMP_NUM_THREADS": "1"}}}
+    environment = {"runtime_env": {"env_vars": FEEDER_ENV}}
     if recipe.streaming.crops_on == "pool":
         return {"num_cpus": 1, "resources": {recipe.streaming.pool_resource: 1}, **environment}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

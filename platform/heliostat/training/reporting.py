@@ -122,6 +122,15 @@ class Reporter:
             tracker.log(step, line)
         self._publish({**line, "steps_done": step + 1, "steps_made": steps, "workers": self._workers})
 
+    def unwritten_metrics(self) -> bytes:
+        """Lines that are not in the store yet."""
+        return self._metrics.unwritten() if self._rank == 0 else b""
+
+    def adopt_metrics(self, lines: bytes) -> None:
+        """Lines of the attempt that this one goes on from, which it had no time to write."""
+        if self._rank == 0:
+            self._metrics.adopt(lines)
+
     def flush(self) -> bool:
         """Write the lines that are buffered now; false when the store failed. Any thread may call it."""
         return self._metrics.flush()

@@ -15,35 +15,25 @@ from dataclasses import dataclass
 
 from heliostat.checkpoint.assembly import Draft, assemble, write_part
 from heliostat.checkpoint.format import StateSlice
-from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
+from heliostat.checkpoint.log import CommitLog, EndEntry
 from heliostat.checkpoint.retention import Keep, retire
 from heliostat.checkpoint.snapshot import Snapshot
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.elastic.signals import MAILBOX, AttemptStoppedError, Order
 from heliostat.errors import StorageError
-from heliostat.objectives.engine import Engine
-from heliostat.objectives.step import StepResult, TrainingStep
+from heliostat.objectives.step import StepResult
 from heliostat.observe.events import EventType
 from heliostat.storage import Store
 from heliostat.training.background import Background
 from heliostat.training.collective import Agreement, all_do
-from heliostat.training.ledger import SampleLedger
 from heliostat.training.reporting import Reporter
-from heliostat.training.state import draft_of, owned_slices
+from heliostat.training.run_state import RunState
 from heliostat.training.triggers import Vote, due
 from heliostat.training.wishes import Wishes
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """What a checkpoint holds."""
-
-    engine: Engine
-    training: TrainingStep
-    ledger: SampleLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +54,10 @@ class Saver:
     Args:
         recipe: Of the run.
         store: The run's.
-        lease: Of this attempt.
         reporter: Told of every commit.
         agreement: Of all workers.
         state: What is saved.
-        first_step: Steps that are done and saved already.
+        saved: Steps that are done and committed already.
         stack: Ends what is begun here.
     """
 
@@ -76,22 +65,21 @@ class Saver:
         self,
         recipe: PretrainRecipe,
         store: Store,
-        lease: Lease,
         reporter: Reporter,
         agreement: Agreement,
         state: RunState,
-        first_step: int,
+        saved: int,
         stack: ExitStack,
     ) -> None:
         self._recipe = recipe
         # Threads may wait out any outage that the run may: nobody waits for them.
         self._store = store.patient(recipe.streaming.patience_s)
         self._log = CommitLog(self._store)
-        self._lease = lease
+        self._lease = state.lease
         self._reporter = reporter
         self._agreement = agreement
         self._state = state
-        self._saved, self._pending = first_step, False
+        self._saved, self._pending = saved, False
         self._metrics: Mapping[str, float] = {}
         self._snapshot = Snapshot()
         self._background = Background("saving")
@@ -105,16 +93,22 @@ class Saver:
         terms = self._metrics if result.skipped is not None else result.terms
         self._metrics = {**{name: terms[name] for name in result.terms if name in terms}, **judged}
 
-    def vote(self, has_images: bool) -> Vote:
+    def vote(self, has_images: bool = True, is_copying: bool = False) -> Vote:
         """One exchange of all workers between two steps, or while they wait for images.
+
+        Args:
+            has_images: Whether this worker could begin a step.
+            is_copying: Whether its part of the last snapshot is on its way.
 
         Raises:
             HeliostatError: what went wrong on a worker in the background, the same on all of them.
         """
         is_saving = self._background.is_busy  # before its failure: what is over has failed, or never will
         failed = self._background.failure is not None
-        wanted = self._wishes is not None and self._wishes.is_any()
-        vote = Vote.taken(self._agreement, Vote(not has_images, failed, is_saving, wanted))
+        wanted = self._wishes is not None and (MAILBOX.take(Order.CHECKPOINT) or self._wishes.is_any())
+        stopping = Order.STOP in MAILBOX.orders
+        mine = Vote(not has_images, failed, is_saving, wanted, is_copying, stopping)
+        vote = Vote.taken(self._agreement, mine)
         if vote.failed:
             all_do(self._raise_failure)
         return vote
@@ -145,8 +139,20 @@ class Saver:
         self._settle()
         self._reporter.event(EventType.RUN_FINISHED, step=steps)
 
+    def stop(self, done: int) -> None:
+        """Commit the state after so many steps, and end the attempt on order; waits for the commit.
+
+        Raises:
+            AttemptStoppedError: always, if nothing goes wrong: Ray Train knows no other end before the last step.
+        """
+        self._settle()
+        if self._saved < done:
+            self._begin(done)
+            self._settle()
+        raise AttemptStoppedError(f"stopped on order after {done} steps")
+
     def _settle(self) -> None:
-        while self.vote(has_images=True).is_saving:
+        while self.vote().is_saving:
             self._background.wait(_POLL_S)
 
     def _raise_failure(self) -> None:
@@ -155,10 +161,9 @@ class Saver:
 
     def _begin(self, done: int) -> None:
         begun_s = time.monotonic()
-        engine, training, ledger = self._state.engine, self._state.training, self._state.ledger
         requests = self._wishes.take() if self._wishes is not None else frozenset[str]()
-        draft = draft_of(self._lease, done, ledger.exchange(), engine, training)
-        copies = self._snapshot.take(owned_slices(training, engine.rank, engine.world_size))
+        draft = self._state.draft(done)
+        copies = self._snapshot.take(self._state.owned_slices())
         self._saved = done
         save = _Save(draft, self._metrics, requests, begun_s, time.monotonic() - begun_s)
         self._background.start(lambda: self._write(save, copies))
@@ -172,6 +177,7 @@ class Saver:
         manifest = assemble(self._store, self._log, self._lease, save.draft, save.metrics, self._closing.is_set)
         self._retire(save.metrics)
         self._wishes.answer(save.requests)
+        MAILBOX.save_s = time.monotonic() - save.begun_s
         self._reporter.event(
             EventType.CHECKPOINT_COMMITTED,
             step=manifest.step,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from heliostat.checkpoint.assembly import Draft, assemble, write_part
 from heliostat.checkpoint.format import CheckpointManifest, StateSlice
 from heliostat.checkpoint.log import CommitLog, Lease
+from heliostat.checkpoint.places import ShardSource
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.errors import IncompatibleCheckpointError
 from heliostat.objectives.engine import Engine
@@ -86,8 +87,14 @@ def save_state(
     return first_does(lambda: assemble(store, log, lease, draft))
 
 
-def load_state(store: Store, manifest: CheckpointManifest, engine: Engine, training: TrainingStep) -> None:
+def load_state(store: ShardSource, manifest: CheckpointManifest, engine: Engine, training: TrainingStep) -> None:
     """Make engine and step what they were; every worker reads the byte ranges that it holds now, and no others.
+
+    Args:
+        store: Where the shards lie.
+        manifest: Of the checkpoint.
+        engine: To be restored.
+        training: To be restored.
 
     Raises:
         IncompatibleCheckpointError: the checkpoint is of another model.

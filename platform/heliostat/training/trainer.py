@@ -1,86 +1,104 @@
-"""A run on Ray Train: starts the workers of an attempt, waits, and turns what went wrong into one error.
+"""A run on Ray Train: starts its attempts until the last step is done, and turns what went wrong into one error.
 
 Ray Train manages processes and process groups. Which checkpoint exists and where to continue is decided by the run's
-own commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints.
+own commit log, which Ray Train's record could contradict after a crash; so it is given metrics and no checkpoints. How
+many workers there are and what happens after a failure is ``heliostat.elastic``'s.
 """
 
-import signal
+import hashlib
 import tempfile
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.errors import HeliostatError, TrainingFailedError
-from heliostat.training.attempt import RunSpec, train_attempt
+from heliostat.elastic.holders import remove_holders
+from heliostat.elastic.standby import import_hook
+from heliostat.elastic.supervisor import SupervisorSpec
+from heliostat.storage import Store
+from heliostat.training.attempt import RunSpec, run_store, train_attempt
 from heliostat.training.determinism import DETERMINISTIC_ENV
-from heliostat.training.feed import KEEP_MEMORY_ENV
+from heliostat.training.feed import FEEDER_ENV, KEEP_MEMORY_ENV
 
 COLLECTIVE_TIMEOUT_S = 120
 CPU_WORKER_ENV = {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY_ENV}
 """Environment of workers without a GPU."""
 
 
-def fit(spec: RunSpec, use_gpu: bool) -> None:
-    """Run one attempt on the initialised Ray, to the run's last step; blocks.
+def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] = train_attempt) -> None:
+    """Run attempts on the initialised Ray until the run's last step is done; blocks.
+
+    Args:
+        spec: What every worker has to know.
+        use_gpu: Whether each worker takes a GPU.
+        attempt: What a worker does in an attempt.
 
     Raises:
-        HeliostatError: the first error that a worker reported, or ``TrainingFailedError`` for any other failure.
+        HeliostatError: why the run was given up: the first error that a worker reported, if that is the cause.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
-    scaling = spec.recipe.scaling
-    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    from heliostat.elastic.ray_train import ElasticTrainer
+
+    recipe, run_id = spec.recipe, run_id_of(spec.root, spec.recipe.name)
+    resources = worker_resources(recipe, use_gpu)
+    environment = _worker_env(recipe, use_gpu)
     with tempfile.TemporaryDirectory(prefix="heliostat-ray-") as scratch:
-        trainer = TorchTrainer(
-            train_attempt,
+        trainer = ElasticTrainer(
+            attempt,
             train_loop_config={"spec": spec},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-            scaling_config=ScalingConfig(num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=recipe.scaling.workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
             run_config=RunConfig(
                 # A name of its own: under a known one Ray Train would restore its record of that run.
-                name=f"{spec.recipe.name}-{uuid.uuid4().hex[:8]}",
+                name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": _worker_env(spec.recipe, use_gpu)},
+                worker_runtime_env={"env_vars": environment},
+            ),
+            spec=SupervisorSpec(
+                run_id=run_id,
+                store=run_store(spec.root, recipe.name),
+                scaling=recipe.scaling,
+                slots=recipe.training.slots,
+                per_worker=resources,
+                standby=_standby(recipe, environment),
+                takes_snapshots=recipe.checkpoint.memory_every_steps > 0,
+                flush_interval_s=recipe.observe.flush_interval_s,
             ),
         )
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
-        except RayTrainingFailedError as error:
-            raise _first_cause(error) from error
-        except SystemExit as stop:  # Ray's own handler aborts the run, and then leaves as if all were well
-            raise KeyboardInterrupt from stop
         finally:
-            signal.signal(signal.SIGINT, on_interrupt)
+            remove_holders(run_id)
+
+
+def worker_resources(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, float]:
+    """Ray resources of one worker."""
+    scaling = recipe.scaling
+    gpu = {"GPU": 1.0} if use_gpu else {}
+    own = {scaling.worker_resource: 1.0} if scaling.worker_resource is not None else {}
+    return {"CPU": scaling.cpus_per_worker, **gpu, **own}
+
+
+def run_id_of(root: Store, name: str) -> str:
+    """Tells runs of one name under different roots apart, where they share a cluster."""
+    return f"{name}-{hashlib.sha256(root.url.encode()).hexdigest()[:8]}"
+
+
+def _standby(recipe: PretrainRecipe, environment: dict[str, str]) -> list[tuple[dict[str, str], int]]:
+    if recipe.streaming.crops_on == "pool":
+        return [(environment, 1)]
+    of_feeder = {**environment, **FEEDER_ENV}
+    if of_feeder == environment:
+        return [(environment, 1 + recipe.streaming.crop_processes)]
+    return [(environment, 1), (of_feeder, recipe.streaming.crop_processes)]
 
 
 def _worker_env(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, str]:
     cpus = str(max(1, int(recipe.scaling.cpus_per_worker)))
     kernels = DETERMINISTIC_ENV if recipe.training.deterministic else {}
-    return {**kernels, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}
-
-
-def _first_cause(error: Exception) -> HeliostatError:
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    causes = [_unwrapped(failures[rank]) for rank in sorted(failures)] or [error]
-    for cause in causes:
-        if isinstance(cause, HeliostatError):
-            return cause
-    first = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
-    return TrainingFailedError(
-        f"a training worker failed: {type(causes[0]).__name__}: {first[-1]}",
-        "Run the same command again to resume from the last checkpoint; --debug shows the workers' traceback",
-    )
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    """The exception that the train function raised, without the layers that carried it here."""
-    seen: BaseException = error
-    while not isinstance(seen, HeliostatError):
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        if not isinstance(inner, BaseException):
-            return seen
-        seen = inner
-    return seen
+    hook = import_hook() if recipe.scaling.standby_after_s is not None else {}
+    return {**hook, **kernels, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}

@@ -1,6 +1,6 @@
 """When a checkpoint is due: decided by every worker for itself, from what all of them know alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from heliostat.training.collective import Agreement
@@ -17,12 +17,16 @@ class Vote:
     is_saving: bool
     """It still writes the checkpoint before."""
     wanted: bool
-    """It was asked for a checkpoint, by time or by a person."""
+    """It was asked for a checkpoint: by time, by a person, or because a node will go."""
+    is_copying: bool
+    """Its part of the last snapshot is not yet in other nodes' memory."""
+    stopping: bool
+    """It was told to end the attempt."""
 
     @classmethod
     def taken(cls, agreement: Agreement, mine: Self) -> Self:
         """All workers' votes as one; every worker calls it."""
-        return cls(*agreement.any(mine.waits, mine.failed, mine.is_saving, mine.wanted))
+        return cls(*agreement.any(*(getattr(mine, each.name) for each in fields(cls))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,436 @@
+"""Looks after a run: sees nodes and workers, decides by pure functions, tells workers, writes down what happens.
+
+It lives with Ray Train's controller and is asked by it, through ``ray_train.py``, several times a second. It knows
+nothing of Ray Train; a group of workers is a ``Group`` to it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from heliostat.config.scaling import ScalingConfig
+from heliostat.elastic.causes import Budgets, Cause, Interruption, NodeFate, WorkerFailure, classify
+from heliostat.elastic.health import hung_ranks, stragglers
+from heliostat.elastic.holders import ensure_holders
+from heliostat.elastic.nodes import NodeWatch, clocks, read_nodes
+from heliostat.elastic.policy import ClusterView, Decision, Keep, Limits, Resize, decide
+from heliostat.elastic.signals import Assignment, AttemptStoppedError, Order, Pulse, assign, deliver, pulse, stacks
+from heliostat.elastic.standby import start_standby
+from heliostat.errors import HeliostatError, PreemptedError, TrainingFailedError
+from heliostat.observe.events import EventType, EventWriter
+from heliostat.storage import Store
+
+_log = logging.getLogger(__name__)
+
+_STACKS_S = 3.0
+_START_PATIENCE_S = 900.0
+_SPARE_STOP_S = 1.0
+_STRAGGLER_TICKS = 6
+_WAIT_TOLD_S = 2.0
+DRIVER_STREAM = "driver"
+"""Of the events that the driver writes, beside those of the attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSpec:
+    """What there is to look after; travels to the controller."""
+
+    run_id: str
+    """Of this run under this root, on any cluster."""
+    store: Store
+    """The run's."""
+    scaling: ScalingConfig
+    slots: int
+    per_worker: Mapping[str, float]
+    """Ray resources of a worker."""
+    standby: Sequence[tuple[Mapping[str, str], int]]
+    """Environments of the processes that a worker needs on its node, its own among them, and how many of each."""
+    takes_snapshots: bool
+    flush_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker of a group."""
+
+    rank: int
+    node_id: str
+    pid: int
+    call: Callable[..., Any]
+    """``call(function, *arguments)`` runs a function in its process; gives Ray's reference to the result."""
+
+
+class Group(Protocol):
+    """The workers of an attempt."""
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """By rank."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is known of the attempt that runs."""
+
+    members: Sequence[Member]
+    began: float
+    pulses: dict[int, Pulse] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+    calls: dict[int, Any] = field(default_factory=dict)
+    noticed: set[str] = field(default_factory=set)
+    """Nodes that were announced to go."""
+    stopping: Cause | None = None
+    hung: dict[int, float] = field(default_factory=dict)
+    slow: dict[int, int] = field(default_factory=dict)
+    named: set[int] = field(default_factory=set)
+    has_standby: bool = False
+
+    @property
+    def on_node(self) -> dict[str, int]:
+        """Workers by node."""
+        counts: dict[str, int] = {}
+        for member in self.members:
+            counts[member.node_id] = counts.get(member.node_id, 0) + 1
+        return counts
+
+    def ranks_on(self, nodes: set[str]) -> list[int]:
+        """Workers on some nodes."""
+        return [member.rank for member in self.members if member.node_id in nodes]
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(self, spec: SupervisorSpec) -> None:
+        self._spec = spec
+        self._nodes = NodeWatch()
+        self._budgets = Budgets(spec.scaling.max_failures)
+        self._events = EventWriter(spec.store, 0, None, spec.flush_interval_s, stream=DRIVER_STREAM)
+        self._group: _Watched | None = None
+        self._holders: dict[str, Any] = {}
+        self._attempt = 0
+        self._furthest = 0
+        self._waits_since: float | None = None
+        self._told_wait = False
+        self.verdict: HeliostatError | None = None
+        """Why the run was given up, if it was."""
+        self._event(
+            EventType.SUPERVISION_STARTED, min_workers=spec.scaling.min_workers, max_workers=spec.scaling.workers
+        )
+
+    def _event(self, kind: EventType, **fields: object) -> None:
+        self._events.attempt = self._attempt
+        self._events.emit(kind, **fields)
+
+    def _limits(self) -> Limits:
+        scaling = self._spec.scaling
+        pulses = self._group.pulses.values() if self._group else ()
+        step_s, save_s = (max((getattr(each, name) for each in pulses), default=0.0) for name in ("step_s", "save_s"))
+        return Limits(
+            scaling.min_workers,
+            scaling.workers,
+            self._spec.slots,
+            grow_patience_s=scaling.grow_patience_s,
+            stop_s=_SPARE_STOP_S + 2 * step_s + 2 * save_s,
+        )
+
+    # Between attempts.
+
+    def decide_start(self) -> int | None:
+        """Workers to start now; None while it is better to wait.
+
+        Raises:
+            PreemptedError: there has been no room for longer than ``scaling.wait_minutes``.
+        """
+        view = self._look({})
+        decision = decide(view, 0, self._limits())
+        now = time.monotonic()
+        if isinstance(decision, Resize):
+            self._waits_since, self._told_wait = None, False
+            return decision.workers
+        if view.healthy >= self._spec.scaling.min_workers:
+            return None  # there is room, it only has to settle
+        self._waits_since = self._waits_since or now
+        waited_s = now - self._waits_since
+        if waited_s > _WAIT_TOLD_S and not self._told_wait:
+            self._told_wait = True
+            needed = self._spec.scaling.min_workers
+            self._event(EventType.CAPACITY_AWAITED, usable=view.healthy, needed=needed)
+        patience = self._spec.scaling.wait_minutes
+        if patience is not None and waited_s > 60 * patience:
+            raise PreemptedError(
+                f"there has been room for {view.healthy} workers only for {waited_s / 60:.0f} minutes, at least "
+                f"{self._spec.scaling.min_workers} are needed",
+                "Run the same command again when there is capacity, or lower scaling.min_workers; "
+                "what is committed stays",
+            )
+        return None
+
+    def avoided_nodes(self) -> set[str]:
+        """On which no worker must be started."""
+        return self._nodes.avoided()
+
+    def starting(self, workers: int) -> None:
+        """Workers are being started."""
+        self._event(EventType.WORKERS_STARTING, workers=workers, nodes=sorted(self._nodes.nodes))
+
+    def started(self, group: Group) -> None:
+        """Workers are there, and do not train yet."""
+        self._group = watched = _Watched(group.members, time.monotonic())
+        if not self._spec.takes_snapshots:
+            return
+        used = sorted(watched.on_node)
+        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
+        self._keep_holders([*used, *others[: 1 if len(used) == 1 else 0]])
+        import ray
+
+        ray.get([member.call(assign, self._assignment(member, used, others)) for member in watched.members])
+
+    def _keep_holders(self, nodes: Sequence[str]) -> None:
+        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, nodes)}
+
+    def _known_holders(self) -> dict[str, Any]:
+        """Those of this run on nodes that are there: of the attempts before, or of another driver."""
+        from heliostat.elastic.holders import known_holders
+
+        reachable = self._nodes.nodes.keys() - self._nodes.suspects
+        return {node: each for node, each in known_holders(self._spec.run_id).items() if node in reachable}
+
+    def _assignment(self, member: Member, used: Sequence[str], others: Sequence[str]) -> Assignment:
+        """A worker's part is kept on its own node and on the next one that trains, or on any other if none does."""
+        ring = list(used) if len(used) > 1 else [*used, *others[:1]]
+        place = ring.index(member.node_id)
+        keepers = dict.fromkeys((member.node_id, ring[(place + 1) % len(ring)]))
+        return Assignment(tuple(self._holders[node] for node in keepers), tuple(self._holders.values()))
+
+    # While an attempt runs.
+
+    def watch(self) -> None:
+        """Look at nodes and workers once, and do what is to be done; several times a second."""
+        group = self._group
+        if group is None:
+            return
+        view = self._look(group.on_node)
+        self._hear(group)
+        self._pass_on_notices(group)
+        decision = decide(view, len(group.members), self._limits())
+        if group.stopping is None and not isinstance(decision, Keep):
+            self._stop(group, decision)
+        self._end_hung(group)
+        self._name_stragglers(group)
+        self._look_after_standby(group)
+
+    def _look(self, ours: Mapping[str, int]) -> ClusterView:
+        now, now_unix_s = clocks()
+        self._nodes.update(read_nodes(self._spec.per_worker), now, now_unix_s)
+        if self._nodes.suspects:
+            self._nodes.probe(set(self._nodes.suspects))
+        healthy = self._nodes.healthy(ours, now)
+        deadlines = [left_s for node in ours if (left_s := self._nodes.deadline_s(node, now)) is not None]
+        return ClusterView(
+            healthy, min(deadlines, default=float("inf")), now - self._nodes.changed_at, self._nodes.flaps
+        )
+
+    def _hear(self, group: _Watched) -> None:
+        """Take in the pulses that have come, and ask for the next ones."""
+        import ray
+        from ray.exceptions import RayError
+
+        now = time.monotonic()
+        waiting = {call: rank for rank, call in group.calls.items()}
+        done = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0] if waiting else []
+        for call in done:
+            rank = waiting[call]
+            del group.calls[rank]
+            try:
+                group.pulses[rank] = ray.get(call)
+                group.heard[rank] = now
+            except RayError:  # it died: Ray Train will say so
+                continue
+        for member in group.members:
+            if member.rank not in group.calls:
+                group.calls[member.rank] = member.call(pulse)
+        first = group.pulses.get(0)
+        if first is not None:
+            self._attempt = max(self._attempt, first.attempt)
+            self._furthest = max(self._furthest, first.steps_done)
+        if any(each.lost_holder for each in group.pulses.values()):
+            self._keep_holders(sorted(group.on_node))
+
+    def _tell(self, group: _Watched, order: Order) -> None:
+        for member in group.members:
+            member.call(deliver, order)
+
+    def _pass_on_notices(self, group: _Watched) -> None:
+        now = time.monotonic()
+        ours = self._nodes.draining() & group.on_node.keys()
+        if new := ours - group.noticed:
+            self._tell(group, Order.CHECKPOINT)
+            deadline_s = min(self._nodes.deadline_s(node, now) or 0.0 for node in new)
+            self._event(
+                EventType.PREEMPTION_NOTICED,
+                nodes=sorted(new),
+                ranks=group.ranks_on(new),
+                deadline_s=round(deadline_s, 1),
+            )
+        if gone := {node for node in group.noticed - ours if node in self._nodes.nodes}:
+            self._event(EventType.PREEMPTION_WITHDRAWN, nodes=sorted(gone))
+            group.noticed -= gone
+        group.noticed |= new
+
+    def _stop(self, group: _Watched, decision: Decision) -> None:
+        leaving = bool(group.noticed & self._nodes.draining())
+        group.stopping = Cause.PREEMPTED if leaving else Cause.RESIZE
+        workers = decision.workers if isinstance(decision, Resize) else 0
+        reason = "nodes will be taken away" if leaving else "there is room for more workers"
+        self._event(EventType.RESIZE_PLANNED, workers=workers, reason=reason)
+        self._tell(group, Order.STOP)
+
+    def _end_hung(self, group: _Watched) -> None:
+        if group.hung:
+            return
+        now = time.monotonic()
+        unheard_s = {rank: now - group.heard[rank] for rank in group.pulses}
+        hung = hung_ranks(group.pulses, unheard_s, self._spec.scaling.hang_s, _START_PATIENCE_S)
+        if not hung:
+            return
+        group.hung = hung
+        key = self._dump_stacks(group, hung)
+        silent_s = round(max(hung.values()), 1)
+        self._event(EventType.HANG_DETECTED, ranks=sorted(hung), silent_s=silent_s, stacks=key)
+
+    def _dump_stacks(self, group: _Watched, hung: Mapping[int, float]) -> str:
+        """Write down what every worker is doing, and end those that hang; the key below the run."""
+        import ray
+        from ray.exceptions import RayError
+
+        calls = {member.call(stacks): member for member in group.members}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_STACKS_S)
+        texts: dict[int, str] = {}
+        for call in done:
+            try:
+                texts[calls[call].rank] = ray.get(call)
+            except RayError as error:
+                texts[calls[call].rank] = f"gone: {type(error).__name__}"
+        for member in group.members:
+            if member.rank in hung:
+                texts[member.rank] = f"{texts.get(member.rank, 'does not answer')}\n{self._end(member)}"
+        key = f"logs/hang-attempt-{self._attempt}.txt"
+        text = "\n".join(
+            f"== worker {rank}\n{texts.get(rank, 'does not answer')}" for rank in range(len(group.members))
+        )
+        try:
+            self._spec.store.put(key, text.encode())
+        except HeliostatError as error:
+            _log.warning("the stacks of a hang could not be written: %s", error)
+        return key
+
+    def _end(self, member: Member) -> str:
+        """Kill a worker's process from its own node: one that is stopped heeds nothing else."""
+        import ray
+        from ray.exceptions import RayError
+
+        holder = (
+            self._holders.get(member.node_id) or ensure_holders(self._spec.run_id, [member.node_id])[member.node_id]
+        )
+        self._holders[member.node_id] = holder
+        try:
+            return str(ray.get(holder.end_process.remote(member.pid), timeout=15.0))
+        except RayError as error:
+            return f"could not be ended: {type(error).__name__}"
+
+    def _name_stragglers(self, group: _Watched) -> None:
+        if len(group.pulses) < len(group.members) or min(p.steps_done for p in group.pulses.values()) == 0:
+            return
+        found = stragglers([group.pulses[member.rank].local_s for member in group.members])
+        group.slow = {rank: group.slow.get(rank, 0) + 1 for rank in found}
+        for rank, ticks in group.slow.items():
+            if ticks >= _STRAGGLER_TICKS and rank not in group.named:
+                group.named.add(rank)
+                self._event(EventType.STRAGGLER_NAMED, rank=rank, times=round(found[rank], 2))
+
+    def _look_after_standby(self, group: _Watched) -> None:
+        after_s = self._spec.scaling.standby_after_s
+        if after_s is None or group.has_standby or not group.pulses or not group.pulses.get(0):
+            return
+        if not group.pulses[0].has_trained or time.monotonic() - group.began < after_s:
+            return
+        group.has_standby = True
+        for node_id, workers in group.on_node.items():
+            for environment, count in self._spec.standby:
+                if node_id in self._nodes.nodes:
+                    start_standby(self._nodes.nodes[node_id], environment, workers * count)
+
+    # When an attempt has ended.
+
+    def interrupted(self, failures: Sequence[WorkerFailure]) -> bool:
+        """Find the cause behind failures of workers, and charge it; whether to go on."""
+        stopped = [each for each in failures if isinstance(each.error, AttemptStoppedError)]
+        group = self._group
+        if stopped and group is not None and group.stopping is not None:
+            nodes = tuple(sorted(group.noticed)) if group.stopping is Cause.PREEMPTED else ()
+            detail = str(stopped[0].error)
+            return self._charge(Interruption(group.stopping, tuple(group.ranks_on(set(nodes))), nodes, detail))
+        return self._charge(classify(failures, group.hung if group else None))
+
+    def not_started(self, detail: str, is_timeout: bool) -> bool:
+        """A group could not be started; whether to go on. Room that somebody else took is waited for."""
+        self._group = None
+        return self._charge(Interruption(Cause.START_FAILED, detail=detail), is_free=is_timeout)
+
+    def _charge(self, found: Interruption, is_free: bool = False) -> bool:
+        self._group = None
+        self._event(
+            EventType.INTERRUPTED,
+            step=self._furthest,
+            cause=str(found.cause),
+            ranks=list(found.ranks),
+            nodes=list(found.nodes),
+            detail=found.detail,
+        )
+        _log.warning("attempt %d was interrupted (%s): %s", self._attempt, found.cause, found.detail)
+        if is_free or self._budgets.allows(found.cause, self._furthest):
+            return True
+        self.verdict = self._verdict(found)
+        self._event(EventType.GAVE_UP, cause=str(found.cause), detail=found.detail)
+        return False
+
+    def _verdict(self, found: Interruption) -> HeliostatError:
+        if isinstance(found.error, HeliostatError):
+            return found.error
+        if found.cause is Cause.USER_ERROR:
+            return TrainingFailedError(
+                f"worker {found.ranks[0] if found.ranks else '?'} failed: {found.detail}",
+                "Trying again would meet the same error; --debug shows the worker's traceback",
+            )
+        return TrainingFailedError(
+            f"{found.cause} interrupted the run {self._spec.scaling.max_failures + 1} times in a row without a new "
+            f"step, the last time: {found.detail}",
+            "Run the same command again to resume from the last checkpoint; the run's events tell each interruption",
+        )
+
+    def fate(self, node_id: str) -> NodeFate:
+        """What has become of a node."""
+        if self._group is not None and node_id in self._group.noticed:
+            return NodeFate.DRAINING
+        if node_id not in self._nodes.nodes or node_id in self._nodes.suspects:
+            return NodeFate.DEAD
+        return NodeFate.DRAINING if node_id in self._nodes.draining() else NodeFate.ALIVE
+
+    def probe_nodes(self) -> None:
+        """Some workers have failed: find out which of their nodes are still there, sooner than Ray does."""
+        if self._group is not None:
+            self._look(self._group.on_node)
+            self._nodes.probe(self._group.on_node)
+
+    def gave_up(self, error: HeliostatError) -> None:
+        """An error of the supervisor's own ends the run."""
+        self.verdict = error
+        self._event(EventType.GAVE_UP, cause="capacity", detail=str(error))
+
+    def close(self, outcome: str) -> None:
+        """The run is over, or left."""
+        self._event(EventType.SUPERVISION_ENDED, outcome=outcome)
+        self._events.close()
