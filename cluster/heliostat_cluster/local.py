@@ -5,14 +5,45 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from heliostat.errors import ClusterUnreachableError
+
 LOCAL_ENV = {
     # Unset, Ray 2.60 turns token authentication on for some processes and not for others, which then cannot talk.
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+_TRAIN_ENV = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_TRAIN_ENABLE_STATE_TRACKING")
+"""Of those, what does not depend on how a cluster was started."""
 _OBJECT_STORE_SHARE = 0.15
 """Of the machine's memory: steps that wait for their worker lie there. Ray's own default is twice that."""
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """The cluster that this machine belongs to, left afterwards.
+
+    Args:
+        address: As ``host:port`` of the cluster's head, or ``auto``.
+
+    Raises:
+        ClusterUnreachableError: there is no cluster at this address, or it does not answer.
+    """
+    import ray
+
+    for name in _TRAIN_ENV:
+        os.environ[name] = LOCAL_ENV[name]
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterUnreachableError(
+            f"no Ray cluster can be joined at {address} ({type(error).__name__})",
+            "Start Ray on this machine with ray start --address=HEAD:6379, and give the same address",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

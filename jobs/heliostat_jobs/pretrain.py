@@ -2,8 +2,10 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 from heliostat.config import ResolvedRecipe
 from heliostat.config.pretrain import PretrainRecipe
@@ -11,10 +13,10 @@ from heliostat.errors import NoDataPoolError, TooFewGpusError
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
 from heliostat.storage import Store
-from heliostat.training.attempt import RunSpec
+from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.single_process import single_process_run
 from heliostat.training.trainer import fit
-from heliostat_cluster.local import local_ray
+from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.extras import require_extra
 from heliostat_jobs.online_knn import online_knn
 from heliostat_jobs.runs import OpenedRun, open_run
@@ -41,8 +43,13 @@ class PretrainResult:
         return asdict(self)
 
 
-def pretrain(resolved: ResolvedRecipe, single_process: bool = False) -> PretrainResult:
-    """Run or resume a run to its last step, on an embedded Ray or in this process alone.
+def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address: str | None = None) -> PretrainResult:
+    """Run or resume a run to its last step, on an embedded Ray, on a cluster, or in this process alone.
+
+    Args:
+        resolved: The recipe.
+        single_process: In this process alone.
+        address: Of the Ray cluster that this machine belongs to; None starts a Ray of its own.
 
     Raises:
         ChangedConfigError: a run of this name has another configuration.
@@ -57,16 +64,18 @@ def pretrain(resolved: ResolvedRecipe, single_process: bool = False) -> Pretrain
     if not run.is_finished and single_process:
         train_alone(recipe, run)
     elif not run.is_finished:
-        with local_ray(cpus_needed(recipe)):
+        with local_ray(cpus_needed(recipe)) if address is None else joined_ray(address):
             train_on_ray(recipe, run)
     return _result(recipe, run.store, run.is_finished)
 
 
-def train_on_ray(recipe: PretrainRecipe, run: OpenedRun) -> None:
-    """Run or resume a run on the initialised Ray, with a live view."""
+def train_on_ray(
+    recipe: PretrainRecipe, run: OpenedRun, attempt: Callable[[dict[str, Any]], None] = train_attempt
+) -> None:
+    """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
     with watch_run(run.store, recipe.training.steps):
         _check_pool(recipe)
-        fit(_spec(recipe, run), use_gpu=_use_gpu(recipe))
+        fit(_spec(recipe, run), _use_gpu(recipe), attempt)
 
 
 def _spec(recipe: PretrainRecipe, run: OpenedRun) -> RunSpec:
@@ -111,13 +120,13 @@ def _check_pool(recipe: PretrainRecipe) -> None:
 def _use_gpu(recipe: PretrainRecipe) -> bool:
     import ray
 
-    gpus, workers = int(ray.cluster_resources().get("GPU", 0)), recipe.scaling.workers
+    gpus, workers = int(ray.cluster_resources().get("GPU", 0)), recipe.scaling.min_workers
     if recipe.scaling.accelerator == "cpu" or (recipe.scaling.accelerator == "auto" and not gpus):
         return False
     if gpus < workers:  # Ray Train would wait for them for ever
         raise TooFewGpusError(
-            f"scaling.workers is {workers}, one GPU each, but this Ray has {gpus}",
-            f"Set scaling.workers to at most {gpus}" if gpus else "Set scaling.accelerator to cpu",
+            f"scaling.min_workers is {workers}, one GPU each, but this Ray has {gpus}",
+            f"Set scaling.min_workers to at most {gpus}" if gpus else "Set scaling.accelerator to cpu",
         )
     return True
 

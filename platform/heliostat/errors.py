@@ -56,7 +56,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── RunNotFoundError             HS-RUN-004
 │   ├── PreemptedError               HS-RUN-005  gave up after too many preemptions
 │   ├── CorruptLockError             HS-RUN-006
-│   └── NotTrainingError             HS-RUN-007  asked for a checkpoint, and nobody answers
+│   ├── NotTrainingError             HS-RUN-007  asked for a checkpoint, and nobody answers
+│   └── ClusterUnreachableError      HS-RUN-008
 └── EvaluationError                  HS-EVAL-…
     ├── TooFewSamplesError           HS-EVAL-001
     └── NonFiniteFeaturesError       HS-EVAL-002
@@ -422,6 +423,12 @@ class NotTrainingError(RunError):
     """A run that does not train cannot make a checkpoint."""
 
     code = "HS-RUN-007"
+
+
+class ClusterUnreachableError(RunError):
+    """No Ray cluster answers at an address."""
+
+    code = "HS-RUN-008"
 
 
 class EvaluationError(HeliostatError):

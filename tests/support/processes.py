@@ -21,6 +21,22 @@ def session_of(leader: int) -> Iterator[tuple[int, str]]:
             continue
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def titled(beginnings: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Pid and title of each process of this machine whose title begins so."""
+    for entry in Path("/proc").iterdir():
+        try:
+            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        if entry.name.isdigit() and title.startswith(beginnings):
+            yield int(entry.name), title
+
+
 def end_session(leader: int) -> None:
     """SIGKILL to all processes of a session that a test has started."""
     for pid, _ in session_of(leader):

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 from heliostat.errors import (
+    ClusterUnreachableError,
     ConfigError,
     DatasetNotFoundError,
     ExportExistsError,
@@ -32,7 +33,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """What was asked for cannot be: a bad recipe, option or name. Nothing was started."""
     UNREACHABLE = 3
-    """The object store does not answer, or refuses the credentials."""
+    """The object store or the cluster does not answer, or refuses the credentials."""
     PREEMPTED = 4
     """The job gave up after preemptions; it can be resumed."""
     INTERRUPTED = 130
@@ -41,7 +42,7 @@ class ExitCode(IntEnum):
     """Nobody reads the output any more: 128 + SIGPIPE."""
 
 
-_UNREACHABLE = (StoreUnreachableError, StoreDeniedError)
+_UNREACHABLE = (StoreUnreachableError, StoreDeniedError, ClusterUnreachableError)
 _USAGE = (
     ConfigError,
     SourceNotFoundError,

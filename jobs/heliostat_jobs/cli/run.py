@@ -7,6 +7,7 @@ import typer
 
 from heliostat.config import load_recipe
 from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.errors import CommandLineError
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
 from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.extras import require_extra
@@ -23,6 +24,10 @@ def run(
             show_default=False,
         ),
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster that this machine belongs to: train there.", show_default=False),
+    ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -34,7 +39,9 @@ def run(
         return
     from heliostat_jobs.pretrain import pretrain
 
-    result = pretrain(resolved, single_process)
+    if single_process and address is not None:
+        raise CommandLineError("--single-process and --address exclude each other", "Leave one of them out")
+    result = pretrain(resolved, single_process=single_process, address=address)
     if json:
         print_json(result.to_json())
         return

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,12 +74,22 @@ def run_store(root: Store, name: str) -> Store:
 
 def train_attempt(config: dict[str, Any]) -> None:
     """Ray Train's entry into a worker: ``config["spec"]`` is a ``RunSpec``."""
+    run_attempt(config["spec"])
+
+
+def run_attempt(spec: RunSpec, after_step: Callable[[int], None] = lambda step: None) -> None:
+    """A worker's part in an attempt, in a worker of Ray Train.
+
+    Args:
+        spec: What every worker has to know.
+        after_step: Called with the index of each step that was made, before the next one is begun.
+    """
     configure_logging()
     with ExitStack() as stack:
-        worker = AttemptWorker(config["spec"], RayWorker(), stack)
+        worker = AttemptWorker(spec, RayWorker(), stack)
         try:
-            for _ in worker.steps():
-                pass
+            for step, _ in worker.steps():
+                after_step(step)
         except BaseException as error:
             worker.ended(str(error) or type(error).__name__)
             raise

@@ -23,9 +23,11 @@ def _checkpoint(step: int, attempt: int = 1) -> CheckpointEntry:
 
 
 def test_acquire_lease__numbers_attempts(store: Store) -> None:
-    assert CommitLog(store).acquire_lease("a") == Lease(attempt=1, number=1)
-    assert CommitLog(store).acquire_lease("b") == Lease(attempt=2, number=2)
-    assert [entry.type for entry in CommitLog(store).read()] == ["lease", "lease"]
+    leases = [CommitLog(store).acquire_lease(holder) for holder in "ab"]
+    assert [(lease.attempt, lease.number) for lease in leases] == [(1, 1), (2, 2)]
+    entries = CommitLog(store).read()
+    assert [entry.type for entry in entries] == ["lease", "lease"]
+    assert [lease.nonce for lease in leases] == [entry.nonce for entry in entries]
 
 
 def test_append__numbers_entries_and_every_reader_sees_them(store: Store) -> None:
@@ -155,7 +157,7 @@ def test_live_checkpoints__table(entries: list[LogEntry], live: list[CheckpointE
 
 def test_newest_lease__is_the_last_one() -> None:
     assert newest_lease([]) is None
-    assert newest_lease([LEASE_1, TEN, LEASE_2, FIFTEEN]) == Lease(2, 3)
+    assert newest_lease([LEASE_1, TEN, LEASE_2, FIFTEEN]) == Lease(2, 3, LEASE_2.nonce)
 
 
 @pytest.mark.timeout(30)

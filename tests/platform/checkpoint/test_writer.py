@@ -241,4 +241,4 @@ def test_commit_protocol__survives_sigkill(store: Store) -> None:
 
 def test_lease__travels_to_other_processes(store: Store) -> None:
     lease = CommitLog(store).acquire_lease("a")
-    assert pickle.loads(pickle.dumps(lease)) == lease == Lease(1, 1)
+    assert pickle.loads(pickle.dumps(lease)) == lease == Lease(1, 1, lease.nonce)

@@ -27,8 +27,9 @@ from heliostat.training.collective import Agreement, first_does, first_does_long
 from heliostat.training.feed import slot_batch
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.reporting import Reporter
-from heliostat.training.restoring import restore
-from heliostat.training.saving import RunState, Saver
+from heliostat.training.restoring import Restorer
+from heliostat.training.run_state import RunState
+from heliostat.training.saving import Saver
 from heliostat.training.state import owned_slices
 from heliostat.training.zero import ZeroEngine
 
@@ -54,9 +55,9 @@ class Worker:
         lease = first_does(lambda: CommitLog(store).acquire_lease("test"))
         reporter = Reporter(self.recipe, store, lease.attempt, self.rank, self.training.plan, CPU_DEVICE, stack)
         slow = store if before_write is None else MortalStore(store, before_write)
-        state = RunState(self.engine, self.training, self.ledger)
+        state = RunState(self.engine, self.training, self.ledger, lease)
         self._reporter = reporter
-        return Saver(self.recipe, slow, lease, reporter, self.agreement, state, self.done, stack), lease
+        return Saver(self.recipe, slow, reporter, self.agreement, state, self.done, stack), lease
 
     def step(self, saver: Saver) -> None:
         """Train one step, and go over the boundary after it."""
@@ -123,8 +124,8 @@ def work(rank: int, world_size: int, recipe: PretrainRecipe, folder: str) -> dic
 
     store = open_store(f"{folder}/pending")
     first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))
-    choice = restore(store, CommitLog(store), worker.agreement, worker.engine, worker.training)
-    seen["restored"] = choice and (choice.entry.step, choice.rejected)
+    restored = Restorer(store, CommitLog(store), worker.agreement, worker.engine, worker.training).restore()
+    seen["restored"] = restored and (restored.manifest.step, restored.rejected)
     seen["state"] = worker.slices()
     first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))  # as it was
 

@@ -1,13 +1,15 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heliostat.training.triggers import Decision, Vote, due
 
-QUIET = Vote(waits=False, failed=False, is_saving=False, wanted=False)
-SAVING = Vote(waits=False, failed=False, is_saving=True, wanted=False)
-WANTED = Vote(waits=True, failed=False, is_saving=False, wanted=True)
-BOTH = Vote(waits=False, failed=False, is_saving=True, wanted=True)
+QUIET = Vote(waits=False, failed=False, is_saving=False, wanted=False, is_copying=False, stopping=False)
+SAVING = replace(QUIET, is_saving=True)
+WANTED = replace(QUIET, waits=True, wanted=True)
+BOTH = replace(QUIET, is_saving=True, wanted=True)
 SAVE, LATER, NOTHING = Decision(True, False), Decision(False, True), Decision(False, False)
 
 
@@ -41,7 +43,7 @@ def test_due__loses_no_trigger_and_never_begins_two(busy_steps: list[int], every
         if done % every_steps == 0:
             newest_due = done
         is_saving = done < busy_until
-        decision = due(Vote(False, False, is_saving, False), done, saved, pending, every_steps)
+        decision = due(replace(QUIET, is_saving=is_saving), done, saved, pending, every_steps)
         pending = decision.pending
         if decision.save:
             assert not is_saving

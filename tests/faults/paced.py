@@ -1,0 +1,85 @@
+"""The driver of a run on a simulated cluster, in a process of its own: ``heliostat run --address`` at a given pace.
+
+Every worker notes who it is, so that a plan can name it by its rank; a step can be given images that are not finite.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def paced_attempt(config: dict[str, Any], notes: str, pace_s: float, poisoned_step: int | None) -> None:
+    """A worker's part in an attempt, no step of it shorter than ``pace_s``."""
+    import ray
+
+    from heliostat.training.attempt import run_attempt
+    from heliostat.training.collective import worker_rank
+
+    context = ray.get_runtime_context()
+    note = {"rank": worker_rank(), "pid": os.getpid(), "node": context.get_node_id(), "at": time.time()}
+    (Path(notes) / f"{time.time_ns()}-{worker_rank()}.json").write_text(json.dumps(note))
+    last = time.monotonic()
+
+    def rest(step: int) -> None:
+        nonlocal last
+        time.sleep(max(0.0, last + pace_s - time.monotonic()))
+        last = time.monotonic()
+
+    with _poisoned(poisoned_step):
+        run_attempt(config["spec"], rest)
+
+
+@contextmanager
+def _poisoned(step: int | None) -> Iterator[None]:
+    """The images of the first worker's first slot at one step are not finite."""
+    from heliostat.elastic.signals import MAILBOX
+    from heliostat.training import attempt
+    from heliostat.training.collective import worker_rank
+
+    honest = attempt.slot_batch
+
+    def slot_batch(slot: Any, device: torch.device) -> Any:
+        batch = honest(slot, device)
+        if step is not None and MAILBOX.steps_done == step and worker_rank() == 0:
+            batch.global_crops.fill_(torch.nan)
+        return batch
+
+    attempt.slot_batch = slot_batch
+    try:
+        yield
+    finally:
+        attempt.slot_batch = honest
+
+
+def main() -> None:
+    from heliostat.config import load_recipe
+    from heliostat.config.pretrain import PretrainRecipe
+    from heliostat_cluster.local import joined_ray
+    from heliostat_jobs.pretrain import train_on_ray
+    from heliostat_jobs.runs import open_run
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("notes")
+    parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--poison", type=int)
+    parser.add_argument("--set", action="append", default=[])
+    chosen = parser.parse_args()
+    resolved = load_recipe(chosen.recipe, chosen.set, os.environ)
+    assert isinstance(resolved.recipe, PretrainRecipe)
+    attempt = partial(paced_attempt, notes=chosen.notes, pace_s=chosen.pace, poisoned_step=chosen.poison)
+    with joined_ray(chosen.address):
+        train_on_ray(resolved.recipe, open_run(resolved), attempt)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Where plans are carried out: a simulated cluster, a stored dataset, and runs on it in processes of their own.
+
+The truth is a run of the same recipe that nothing is done to.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from faults.frame import Outcome, seconds_to_recover
+from faults.plan import Fault, Kind
+from faults.rig import images, unix
+from support.processes import end_session, is_running, titled
+from support.projects import write_recipe
+from support.small_datasets import store_dataset
+
+from heliostat.checkpoint.format import CheckpointManifest
+from heliostat.checkpoint.log import CommitLog, live_checkpoints
+from heliostat.checkpoint.reader import CheckpointReader
+from heliostat.observe.events import Event, EventType, read_events
+from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, merged_curve, read_metrics
+from heliostat.observe.segments import SegmentTail
+from heliostat.storage import Store, open_store
+from heliostat.training.attempt import run_store
+from heliostat_cluster.simulated import WORKER_RESOURCE, SimulatedCluster, simulated_cluster
+
+IMAGES, GROUP_ROWS = 1024, 32
+GLOBAL_BATCH, SLOT_BATCH = 24, 2
+"""Twelve slots: 1, 2, 3 and 4 workers take each a round less than the one before."""
+DATASET = "tiny"
+_DEADLINE_S = 300.0
+_LEFT_S = 20.0
+
+
+@dataclass(frozen=True)
+class SpotRun:
+    """What a run that ended has left behind."""
+
+    store: Store
+    manifest: CheckpointManifest
+    lines: list[StepMetrics]
+    events: list[Event]
+
+    @property
+    def steps(self) -> list[int]:
+        """Whose metrics there are."""
+        return [line.step for line in merged_curve(self.lines)]
+
+    @property
+    def step_ends(self) -> list[float]:
+        """Unix time at the end of each line, those of steps that were lost included, in order."""
+        return sorted(unix(line.time_utc) for line in self.lines)
+
+    def of_type(self, kind: EventType) -> list[Event]:
+        """Events of one kind, in order."""
+        return sorted((event for event in self.events if event.type == kind), key=lambda event: event.time_utc)
+
+    def causes(self) -> list[str]:
+        """Of all interruptions, in order."""
+        return [event.fields["cause"] for event in self.of_type(EventType.INTERRUPTED)]
+
+    def lost_steps(self) -> list[int]:
+        """Steps that were done and had to be done again, for each interruption."""
+        resumed = self.of_type(EventType.RESUMED)
+        lost = []
+        for event in self.of_type(EventType.INTERRUPTED):
+            after = [each for each in resumed if each.time_utc > event.time_utc]
+            done = max((line.step + 1 for line in self.lines if line.time_utc <= event.time_utc), default=0)
+            done = max(done, event.fields["step"])
+            lost.append(done - (after[0].fields["step"] if after else done))
+        return lost
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the last checkpoint."""
+        reader = CheckpointReader(self.store, self.manifest)
+        return {name: reader.read_full(*name.split("|")) for name in self.manifest.tensors}
+
+    def distance(self, other: "SpotRun", width: int) -> float:
+        """The largest relative L2 distance of a tensor of teacher and student.
+
+        Without the key third of qkv biases: its true gradient is zero, so that Adam follows rounding alone.
+        """
+        mine, theirs = self.state(), other.state()
+        worst = 0.0
+        for name, tensor in mine.items():
+            if not name.startswith(("master|", "teacher|")):
+                continue
+            a, b = tensor, theirs[name]
+            if name.endswith("qkv.bias"):
+                a, b = (torch.cat([each[:width], each[2 * width :]]) for each in (a, b))
+            worst = max(worst, float((a - b).norm() / b.norm().clamp_min(1e-12)))
+        return worst
+
+
+@dataclass
+class LiveSpotRun:
+    """A run that goes on."""
+
+    cluster: SimulatedCluster
+    store: Store
+    process: "subprocess.Popen[bytes]"
+    notes: Path
+    log: Path
+    done_at: list[tuple[Fault, float]] = field(default_factory=list)
+    """What was done, and in Unix time when it began to harm."""
+    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _step: int = -1
+
+    def __post_init__(self) -> None:
+        self._tail = SegmentTail(self.store, METRICS_PREFIX)
+
+    def carry_out(self, plan: Sequence[Fault]) -> None:
+        """Do what is planned, each when its step has been told of."""
+        for fault in plan:
+            self.wait_for_step(fault.step)
+            self.do(fault)
+
+    def do(self, fault: Fault) -> None:
+        """Do one thing now."""
+        if fault.kind is Kind.ADD_NODE:
+            self.done_at.append((fault, time.time()))
+            self.cluster.add_node()
+            return
+        ranks = self._ranks()
+        pid, node_id = ranks[fault.rank % len(ranks)]
+        self.done_at.append((fault, time.time()))
+        if fault.kind in (Kind.KILL_RANK, Kind.STOP_RANK):
+            os.kill(pid, signal.SIGKILL if fault.kind is Kind.KILL_RANK else signal.SIGSTOP)
+        elif fault.kind is Kind.KILL_NODE:
+            self.cluster.kill_node(node_id)
+        else:
+            notice_s = 120.0 if fault.kind is Kind.TAKE_EARLY else fault.seconds
+            self.cluster.drain_node(node_id, notice_s)
+            # A false alarm ends too, long after: what Ray drains is never given work again.
+            after_s = fault.seconds + (15.0 if fault.kind is Kind.FALSE_ALARM else 0.0)
+            self._later.append((time.time() + after_s, lambda: self.cluster.kill_node(node_id)))
+
+    def _ranks(self) -> list[tuple[int, str]]:
+        """Process and node of each worker of the attempt that runs, by rank."""
+        deadline = time.monotonic() + _DEADLINE_S
+        while time.monotonic() < deadline:
+            notes = [json.loads(path.read_text()) for path in sorted(self.notes.glob("*.json")) if path.stat().st_size]
+            newest = {note["rank"]: note for note in notes if is_running(note["pid"])}
+            if newest and sorted(newest) == list(range(len(newest))):
+                return [(newest[rank]["pid"], newest[rank]["node"]) for rank in sorted(newest)]
+            self.tick()
+        raise AssertionError("no attempt has begun")
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the run has told of a step."""
+
+        def told() -> bool:
+            self._step = max([self._step, *(int(line["step"]) for line in self._tail.poll() if "step" in line)])
+            return self._step >= step
+
+        self.wait_until(told, f"step {step}")
+
+    def wait_until(self, done: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> None:
+        """Until something is so; what was put off is done meanwhile."""
+        deadline = time.monotonic() + deadline_s
+        while not done():
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended before {what}: {self.tail_of_log()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what} did not come within {deadline_s:g} s: {self.tail_of_log()}")
+            self.tick()
+
+    def tick(self) -> None:
+        """A moment passes."""
+        for entry in list(self._later):
+            if time.time() >= entry[0]:
+                self._later.remove(entry)
+                with suppress(StopIteration):  # it went before its time
+                    entry[1]()
+        time.sleep(0.1)
+
+    def tail_of_log(self) -> str:
+        """What the driver said last."""
+        return self.log.read_text()[-800:]
+
+    def finish(self) -> SpotRun:
+        """Wait for the end, which has to be a good one."""
+        status = self.end()
+        if status:
+            raise AssertionError(f"the run ended with {status}: {self.tail_of_log()}")
+        manifest = live_checkpoints(CommitLog(self.store).read())[-1].manifest_key
+        return SpotRun(
+            self.store,
+            CheckpointManifest.model_validate_json(self.store.get(manifest)),
+            read_metrics(self.store),
+            read_events(self.store),
+        )
+
+    def end(self) -> int:
+        """Wait for the end, whatever it is like; the exit status."""
+        deadline = time.monotonic() + _DEADLINE_S
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the run did not end within {_DEADLINE_S:g} s: {self.tail_of_log()}")
+            self.tick()
+        return int(self.process.returncode)
+
+
+@dataclass
+class SpotRig:
+    """See the module."""
+
+    folder: Path
+    cluster: SimulatedCluster
+    workers: int
+
+    def __post_init__(self) -> None:
+        self.root = open_store(str(self.folder / "root"))
+        store_dataset(self.root, images(IMAGES), DATASET, group_rows=GROUP_ROWS, shard_groups=1)
+
+    @contextmanager
+    def run(
+        self, name: str, steps: int, *settings: str, pace_s: float = 0.2, poison: int | None = None
+    ) -> Iterator[LiveSpotRun]:
+        """A run of its own name; nothing of it is left afterwards, whatever happens."""
+        notes, log = self.folder / f"{name}-notes", self.folder / f"{name}.log"
+        notes.mkdir()
+        recipe = write_recipe(
+            self.folder / f"{name}.yaml",
+            self.root.url,
+            steps=steps,
+            global_batch=GLOBAL_BATCH,
+            slot_batch=SLOT_BATCH,
+        )
+        wanted = [
+            f"name={name}",
+            f"scaling.workers={self.workers}",
+            f"scaling.worker_resource={WORKER_RESOURCE}",
+            "scaling.grow_patience_s=2",
+            "scaling.standby_after_s=1",
+            "checkpoint.every_steps=1000",
+            *settings,
+        ]
+        chosen = [flag for setting in wanted for flag in ("--set", setting)]
+        poisoned = [] if poison is None else ["--poison", str(poison)]
+        arguments = [self.cluster.address, str(recipe), str(notes), "--pace", str(pace_s), *poisoned, *chosen]
+        tests = str(Path(__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "faults.paced", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        try:
+            yield LiveSpotRun(self.cluster, run_store(self.root, name), process, notes, log)
+        finally:
+            end_session(process.pid)
+            process.wait()
+
+    def whole(self) -> None:
+        """As many nodes as there were at first."""
+        while len(self.cluster.nodes) < self.workers:
+            self.cluster.add_node()
+
+    def left_behind(self) -> list[str]:
+        """Actors, placement groups and worker processes that a run has left on the cluster."""
+        import ray
+        from ray._private.state import state
+
+        deadline = time.monotonic() + _LEFT_S
+        with _joined(self.cluster.address):
+            while True:
+                actors = [
+                    f"actor {actor['ActorClassName']}" for actor in state.actor_table(None).values() if _lives(actor)
+                ]
+                groups = [
+                    f"placement group {group['placement_group_id'][:8]}"
+                    for group in ray.util.placement_group_table().values()
+                    if group["state"] != "REMOVED"
+                ]
+                processes = [
+                    f"process {title}" for _, title in titled(("ray::RayTrainWorker", "ray::Feeder", "ray::Holder"))
+                ]
+                found = [*actors, *groups, *processes]
+                if not found or time.monotonic() > deadline:
+                    return found
+                time.sleep(0.5)
+
+
+def _lives(actor: dict[str, str]) -> bool:
+    return actor["State"] != "DEAD" and actor["ActorClassName"] != "_AutoscalingCoordinatorActor"
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def spot_rig(folder: Path, workers: int) -> Iterator[SpotRig]:
+    """A cluster with a node per worker, and a dataset."""
+    with simulated_cluster(workers) as cluster:
+        yield SpotRig(folder, cluster, workers)
+
+
+def outcomes(run: SpotRun, live: LiveSpotRun, exact: bool) -> list[Outcome]:
+    """What became of each fault of a plan that was carried out on one run; nodes that were added are no faults."""
+    interrupted = run.of_type(EventType.INTERRUPTED)
+    lost = run.lost_steps()
+    faults = [(fault, at) for fault, at in live.done_at if fault.interrupts]
+    unexpected = [event for event in interrupted if event.fields["cause"] != "resize"]
+    found = []
+    for number, (fault, at) in enumerate(faults):
+        until = faults[number + 1][1] if number + 1 < len(faults) else float("inf")
+        mine = [index for index, event in enumerate(interrupted) if at <= unix(event.time_utc) < until]
+        detect = min((unix(interrupted[index].time_utc) - at for index in mine), default=None)
+        # What was announced is planned around: it harms from the moment when the attempt is stopped.
+        since = unix(interrupted[mine[0]].time_utc) if mine and fault.is_announced else at
+        found.append(
+            Outcome(
+                fault=str(fault),
+                survived=exact,
+                lost=0 if exact else None,
+                repeated=0 if exact else None,
+                steps_lost=sum(lost[index] for index in mine),
+                detect_s=None if detect is None else round(detect, 1),
+                recover_s=seconds_to_recover(run.step_ends, since, until),
+                false_restarts=max(0, len(unexpected) - len(faults)) if number == 0 else 0,
+                note="" if exact else "another result than the undisturbed run",
+            )
+        )
+    return found

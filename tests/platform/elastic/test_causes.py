@@ -1,0 +1,107 @@
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliostat.elastic.causes import UNLIMITED, Budgets, Cause, NodeFate, WorkerFailure, classify, is_collateral
+from heliostat.errors import FencedError, NonFiniteLossError, SnapshotLostError, StoreUnreachableError
+
+RESET = RuntimeError("[../third_party/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]: Connection reset by peer")
+NCCL = RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network error")
+DIED = RuntimeError("The actor died unexpectedly before finishing this task")
+OOM = RuntimeError("Task was killed due to the node running low on memory.")
+CUDA_OOM = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB")
+ECC = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+BUG = ValueError("operands could not be broadcast together")
+STORE = StoreUnreachableError("s3://b does not answer", "Wait")
+NAN = NonFiniteLossError("step 4 is not finite", "Look at the samples")
+
+
+def told(rank: int, error: BaseException, fate: NodeFate = NodeFate.ALIVE) -> WorkerFailure:
+    return WorkerFailure(rank, f"n{rank}", fate, is_gone=False, error=error, traceback=f"trace {rank}")
+
+
+def gone(rank: int, error: BaseException = DIED, fate: NodeFate = NodeFate.ALIVE) -> WorkerFailure:
+    return WorkerFailure(rank, f"n{rank}", fate, is_gone=True, error=error)
+
+
+@pytest.mark.parametrize(
+    ("failures", "hung", "cause", "ranks"),
+    [
+        ([gone(1), told(0, RESET)], {}, Cause.WORKER_CRASH, (1,)),
+        ([told(0, RESET), told(2, RESET)], {}, Cause.WORKER_CRASH, (0, 2)),  # who has gone has not been seen yet
+        ([gone(1, fate=NodeFate.DEAD), told(0, RESET)], {}, Cause.NODE_LOST, (1,)),
+        ([told(1, RESET, NodeFate.DEAD), told(0, RESET)], {}, Cause.NODE_LOST, (1,)),
+        ([gone(1, fate=NodeFate.DRAINING), told(0, RESET)], {}, Cause.PREEMPTED, (1,)),  # earlier than announced
+        ([gone(1, fate=NodeFate.DRAINING), gone(2, fate=NodeFate.DEAD)], {}, Cause.PREEMPTED, (1,)),
+        ([told(1, BUG, NodeFate.DRAINING), told(0, RESET)], {}, Cause.USER_ERROR, (1,)),  # a notice excuses no bug
+        ([told(0, BUG)], {}, Cause.USER_ERROR, (0,)),
+        ([told(3, BUG), told(1, BUG), told(0, RESET)], {}, Cause.USER_ERROR, (1, 3)),
+        ([told(0, NAN), told(1, NAN)], {}, Cause.USER_ERROR, (0, 1)),
+        ([told(0, FencedError("attempt 3 holds the lease", "Stop"))], {}, Cause.USER_ERROR, (0,)),
+        ([told(0, STORE), told(1, STORE)], {}, Cause.STORAGE, (0, 1)),
+        ([told(0, SnapshotLostError("no holder", "Resume"))], {}, Cause.STORAGE, (0,)),
+        ([gone(1, OOM), told(0, RESET)], {}, Cause.OUT_OF_MEMORY, (1,)),
+        ([told(1, CUDA_OOM), told(0, NCCL)], {}, Cause.OUT_OF_MEMORY, (1,)),
+        ([told(1, ECC), told(0, NCCL)], {}, Cause.WORKER_CRASH, (1,)),
+        ([told(1, BUG), gone(0)], {}, Cause.WORKER_CRASH, (0,)),  # an error beside a death may be its consequence
+        ([gone(2), told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
+        ([told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
+    ],
+)
+def test_classify__table(
+    failures: list[WorkerFailure], hung: dict[int, float], cause: Cause, ranks: tuple[int, ...]
+) -> None:
+    found = classify(failures, hung)
+    assert (found.cause, found.ranks) == (cause, ranks)
+    assert found.detail
+
+
+def test_classify__user_errors_bring_the_first_worker_s_error_and_traceback() -> None:
+    found = classify([told(3, BUG), told(0, RESET), told(1, BUG)])
+    assert (found.error, found.traceback) == (BUG, "trace 1")
+    assert found.detail == "ValueError: operands could not be broadcast together"
+
+
+@given(order=st.permutations([told(0, RESET), gone(1), told(2, BUG), told(3, RESET)]))
+def test_classify__does_not_depend_on_who_was_heard_first(order: list[WorkerFailure]) -> None:
+    found = classify(order)
+    assert (found.cause, found.ranks, found.nodes) == (Cause.WORKER_CRASH, (1,), ("n1",))
+
+
+@pytest.mark.parametrize("error", [RESET, NCCL, RuntimeError("Timed out waiting 60000ms for recv operation")])
+def test_is_collateral__what_collectives_say(error: Exception) -> None:
+    assert is_collateral(error)
+
+
+@pytest.mark.parametrize("error", [BUG, STORE, NAN, DIED, CUDA_OOM, KeyError("loss")])
+def test_is_collateral__not_what_has_a_cause_of_its_own(error: Exception) -> None:
+    assert not is_collateral(error)
+
+
+def test_budgets__what_spot_nodes_do_is_free() -> None:
+    budgets = Budgets(max_failures=0)
+    assert all(budgets.allows(cause, steps_done=5) for cause in UNLIMITED for _ in range(100))
+
+
+def test_budgets__user_errors_stop_at_once() -> None:
+    assert not Budgets(max_failures=100).allows(Cause.USER_ERROR, 0)
+
+
+def test_budgets__failures_in_a_row_without_a_new_step() -> None:
+    budgets = Budgets(max_failures=2)
+    assert [budgets.allows(Cause.WORKER_CRASH, 7) for _ in range(3)] == [True, True, False]
+    assert budgets.allows(Cause.WORKER_CRASH, 8)  # it has moved
+
+
+def test_budgets__causes_do_not_share() -> None:
+    budgets = Budgets(max_failures=1)
+    assert budgets.allows(Cause.WORKER_CRASH, 3)
+    assert budgets.allows(Cause.PREEMPTED, 3)
+    assert budgets.allows(Cause.HANG, 3)
+    assert not budgets.allows(Cause.HANG, 3)
+
+
+def test_errors__travel_between_processes() -> None:
+    assert pickle.loads(pickle.dumps(classify([told(0, NAN)]))).cause is Cause.USER_ERROR

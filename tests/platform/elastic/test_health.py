@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+
+from heliostat.elastic.health import hung_ranks, stragglers
+from heliostat.elastic.signals import Pulse
+
+PULSE = Pulse(
+    pid=1,
+    attempt=1,
+    steps_done=10,
+    beat=40,
+    silent_s=0.5,
+    has_trained=True,
+    longest_s=1.0,
+    local_s=0.3,
+    step_s=1.0,
+    save_s=0.1,
+    lost_holder=False,
+)
+STILL = replace(PULSE, silent_s=26.0)
+
+
+@pytest.mark.parametrize(
+    ("pulses", "unheard_s", "hung"),
+    [
+        ([], [], []),
+        ([PULSE, PULSE], [0.3, 0.3], []),
+        ([PULSE, PULSE], [0.3, 26], []),  # does not answer, but the other one moves: it cannot be stuck
+        ([replace(STILL, silent_s=24)] * 2, [0.1, 0.1], []),
+        ([STILL, PULSE], [0.1, 25.6], [1]),  # stopped: silent, and the others wait for it
+        ([STILL, replace(STILL, beat=39)], [0.1, 0.1], [1]),  # stuck, though its process answers
+        ([STILL, STILL], [0.1, 0.1], [0, 1]),  # nobody is behind: all in one collective that never ends
+        ([replace(STILL, longest_s=7.0)] * 2, [0.1, 0.1], []),  # a run whose pauses are that long
+        ([replace(STILL, longest_s=6.0)] * 2, [0.1, 0.1], [0, 1]),
+        ([replace(STILL, has_trained=False), STILL], [0.1, 0.1], []),  # still compiling
+        ([replace(STILL, has_trained=False, silent_s=901)] * 2, [0.1, 0.1], [0, 1]),
+        ([STILL, replace(PULSE, silent_s=3)], [0.1, 0.1], []),  # one waits long for another that works
+    ],
+)
+def test_hung_ranks__table(pulses: list[Pulse], unheard_s: list[float], hung: list[int]) -> None:
+    found = hung_ranks(dict(enumerate(pulses)), dict(enumerate(unheard_s)), hang_s=25, start_patience_s=900)
+    assert sorted(found) == hung
+    assert all(seconds >= 25 for seconds in found.values())
+
+
+@pytest.mark.parametrize(
+    ("local_s", "named"),
+    [
+        ([0.3], {}),
+        ([0.3, 0.3, 0.3], {}),
+        ([0.3, 0.44, 0.3], {}),
+        ([0.3, 0.6, 0.3], {1: 2.0}),
+        ([0.6, 0.3], {0: 2.0}),
+        ([0.001, 0.01, 0.001], {}),  # ten times nothing
+        ([0.0, 0.3], {}),  # nothing measured yet
+    ],
+)
+def test_stragglers__table(local_s: list[float], named: dict[int, float]) -> None:
+    assert stragglers(local_s) == pytest.approx(named)
