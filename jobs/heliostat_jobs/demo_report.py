@@ -58,14 +58,23 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     patches = patch_features(evaluation.backbone, normalise(pictures))
     section.figure(pca_picture(pictures, patches, columns=2), "Picture and patch features.", "PCA of patch features")
     _neighbours(report, evaluation)
-    _time(report.section("Where the time went"), rate, metrics, events, stops)
+    report_time(report.section("Where the time went"), rate, metrics, events, stops)
     report.write(store, REPORT_KEY)
     return rate
 
 
-def _time(
+def report_time(
     section: Section, rate: float, metrics: list[StepMetrics], events: list[Event], stops: list[Interruption]
 ) -> None:
+    """Fill the section about the time of a run.
+
+    Args:
+        section: To be filled.
+        rate: Throughput in images/s.
+        metrics: All lines of the run.
+        events: All events of the run.
+        stops: Its interruptions.
+    """
     spans = timeline(metrics, events)
     ledger = ledger_of(spans)
     section.numbers(

@@ -25,8 +25,8 @@ from heliostat.storage import Store
 LINE_INTERVAL_S = 5.0
 """Seconds between two plain lines, at least."""
 
-_LEDGER_LINES = 2048
-"""Lines of steps that the live ledger is made of, whatever the length of the run: about 20 ms of arithmetic."""
+_LEDGER_LINES = 512
+"""Lines of steps to which those of a long run are thinned: the live ledger is some 20 ms of arithmetic."""
 
 _log = logging.getLogger(__name__)
 

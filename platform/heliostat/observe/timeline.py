@@ -64,20 +64,22 @@ class _Sign:
 
     __slots__ = ("at_s", "attempt", "kind", "line", "order")
 
-    def __init__(self, at_s: float, attempt: int, kind: str, line: StepMetrics | None, detail: object) -> None:
+    def __init__(
+        self, at_s: float, attempt: int, kind: str, line: StepMetrics | None, detail: tuple[tuple[str, float], ...]
+    ) -> None:
         self.at_s, self.attempt, self.kind, self.line = at_s, attempt, kind, line
-        self.order = (at_s, attempt, _ORDER.get(kind, len(_ORDER)), kind, line.step if line else 0, repr(detail))
+        self.order = (at_s, attempt, _ORDER.get(kind, len(_ORDER)), kind, line.step if line else 0, detail)
 
     @classmethod
     def of_line(cls, line: StepMetrics) -> "_Sign":
-        return cls(seconds_of(line.time_utc), line.attempt, "line", line, sorted(line.seconds.items()))
+        return cls(seconds_of(line.time_utc), line.attempt, "line", line, tuple(sorted(line.seconds.items())))
 
     @classmethod
     def of_event(cls, event: Event, attempts: dict[int, Attempt]) -> "_Sign":
         at_s = seconds_of(event.time_utc)
         if event.type in _ENDS:  # by whichever clock: no attempt ended before its last step
             at_s = max(at_s, attempts[event.attempt].last_line_at_s)
-        return cls(at_s, event.attempt, event.type, None, None)
+        return cls(at_s, event.attempt, event.type, None, ())
 
 
 class _Sweep:

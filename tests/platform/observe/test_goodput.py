@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.simulated_runs import at, simulated_run
 
+from heliostat.observe.attempts import seconds_of
 from heliostat.observe.events import Event, EventType
 from heliostat.observe.goodput import ledger, thinned
 from heliostat.observe.metrics import PHASES, StepMetrics
@@ -156,6 +157,21 @@ def test_ledger__recovers_every_second_of_a_simulated_run(seed: int) -> None:
     assert {category: found[category] for category in Category} == pytest.approx(
         {category: expected[category] for category in Category}, abs=1e-3
     )
+
+
+@pytest.mark.parametrize("skew_s", [-0.4, 0.4])
+@pytest.mark.parametrize("seed", range(50))
+def test_ledger__clocks_that_differ_move_only_the_borders(seed: int, skew_s: float) -> None:
+    run = simulated_run(seed)
+    of_the_driver = {kind for kind in T if kind.startswith(("supervision", "capacity", "workers_starting", "inter"))}
+    events = [
+        replace(each, time_utc=at(seconds_of(each.time_utc) - BEGIN_S + skew_s)) if each.type in of_the_driver else each
+        for each in run.events
+    ]
+    expected = Counter(run.spent)
+    found = ledger(run.lines, events).seconds
+    borders = sum(each.type in of_the_driver for each in events)
+    assert sum(abs(found[each] - expected[each]) for each in Category) <= 2 * abs(skew_s) * borders + 1e-3
 
 
 @pytest.mark.parametrize("seed", range(20))
