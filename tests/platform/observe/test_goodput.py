@@ -121,6 +121,63 @@ TABLE: dict[str, tuple[list[StepMetrics], list[Event], float | None, dict[str, f
         10,
         {"start": 4, "productive": 4, "recovery": 1, "capacity_wait": 1},
     ),
+    "the driver waits for capacity before the last line is there, by its clock": (
+        [step(0, 6), step(1, 8)],
+        [
+            event(T.SUPERVISION_STARTED, 0, attempt=0),
+            event(T.DATA_READY, 4, step=0),
+            event(T.INTERRUPTED, 6.5, step=2),
+            event(T.CAPACITY_AWAITED, 7),
+        ],
+        10,
+        {"start": 4, "productive": 3, "capacity_wait": 3},
+    ),
+    "an attempt ends under a driver, which sees it later": (
+        [step(0, 6)],
+        [
+            event(T.SUPERVISION_STARTED, 0, attempt=0),
+            event(T.DATA_READY, 4, step=0),
+            event(T.ATTEMPT_ENDED, 8, cause="connection lost"),
+            event(T.INTERRUPTED, 10, step=1, cause="node_lost"),
+            event(T.WORKERS_STARTING, 11),
+        ],
+        12,
+        {"start": 4, "productive": 2, "lost_work": 2, "recovery": 4},
+    ),
+    "workers outlive their driver": (
+        [step(0, 6), step(1, 12), step(1, 18, attempt=2)],
+        [
+            event(T.SUPERVISION_STARTED, 0, attempt=0),
+            event(T.DATA_READY, 4, step=0),
+            event(T.SUPERVISION_STARTED, 10),
+            event(T.DATA_READY, 15, attempt=2, step=1),
+        ],
+        None,
+        {"start": 4, "productive": 2 + 3, "down": 4, "recovery": 5},
+    ),
+    "a planned end that came too late": (
+        [step(0, 6), step(1, 8)],
+        [
+            event(T.SUPERVISION_STARTED, 0, attempt=0),
+            event(T.DATA_READY, 4, step=0),
+            event(T.RESIZE_PLANNED, 7, workers=1),
+            event(T.INTERRUPTED, 10, step=2, cause="preempted"),
+            event(T.RESUMED, 14, attempt=2, step=1),
+        ],
+        15,
+        {"start": 4, "productive": 2, "lost_work": 2 + 2, "recovery": 5},
+    ),
+    "the next attempt tells of a step without a line": (
+        [step(0, 6)],
+        [
+            event(T.SUPERVISION_STARTED, 0, attempt=0),
+            event(T.DATA_READY, 4, step=0),
+            event(T.INTERRUPTED, 9, cause="node_lost"),
+            event(T.DATA_READY, 14, attempt=2, step=2),
+        ],
+        None,
+        {"start": 4, "productive": 2 + 2, "lost_work": 1, "recovery": 5},
+    ),
     "what a dead attempt still writes is no work": (
         [step(0, 6), step(1, 14), step(1, 20, attempt=2)],
         [
@@ -139,6 +196,7 @@ TABLE: dict[str, tuple[list[StepMetrics], list[Event], float | None, dict[str, f
 def test_ledger__table(case: str) -> None:
     metrics, events, now_s, expected = TABLE[case]
     assert spent(metrics, events, now_s) == expected
+    assert spent([*metrics[::-1], *metrics], [*events[::-1], *events], now_s) == expected
 
 
 def test_ledger__goodput_leaves_out_the_time_without_a_driver() -> None:
