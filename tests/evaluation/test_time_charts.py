@@ -2,24 +2,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.figures import area, texts
-from support.simulated_runs import at, simulated_run
+from support.simulated_runs import BEGIN_S, event, simulated_run
 
-from heliostat.observe.events import Event, EventType
+from heliostat.observe.events import EventType
 from heliostat.observe.goodput import Ledger
 from heliostat.observe.spans import Category, Span
 from heliostat.observe.timeline import timeline
 from heliostat_evaluation.time_charts import COLOURS, label_rows, run_timeline, time_bar
 
-BEGIN_S = 1_800_000_000
 NOTHING = dict.fromkeys(Category, 0.0)
 
 
 def span(begin_s: float, end_s: float, category: Category, attempt: int = 1) -> Span:
     return Span(BEGIN_S + begin_s, BEGIN_S + end_s, category, attempt)
-
-
-def event(kind: EventType, seconds: float, attempt: int = 1, **fields: object) -> Event:
-    return Event(at(seconds), kind, attempt, None, fields)
 
 
 def test_time_bar__areas_and_words_follow_the_seconds() -> None:

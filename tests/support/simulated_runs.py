@@ -9,9 +9,19 @@ from heliostat.observe.events import Event, EventType
 from heliostat.observe.metrics import StepMetrics
 from heliostat.observe.spans import Category
 
+BEGIN_S = 1_800_000_000
+
 
 def at(seconds: float) -> str:
-    return datetime.fromtimestamp(1_800_000_000 + seconds, UTC).isoformat()
+    return datetime.fromtimestamp(BEGIN_S + seconds, UTC).isoformat()
+
+
+def event(kind: str, seconds: float, attempt: int = 1, **fields: object) -> Event:
+    return Event(at(seconds), kind, attempt, None, fields)
+
+
+def step(number: int, ends_s: float, attempt: int = 1, **seconds: float) -> StepMetrics:
+    return StepMetrics(number, attempt, at(ends_s), {}, seconds)
 
 
 @dataclass

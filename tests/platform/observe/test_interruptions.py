@@ -1,15 +1,10 @@
-from support.simulated_runs import at
+from support.simulated_runs import BEGIN_S, at, event
 
-from heliostat.observe.events import Event, EventType
+from heliostat.observe.events import EventType
 from heliostat.observe.interruptions import Interruption, interruptions
 from heliostat.observe.metrics import StepMetrics
 
 T = EventType
-BEGIN_S = 1_800_000_000
-
-
-def event(kind: EventType, seconds: float, attempt: int = 1, **fields: object) -> Event:
-    return Event(at(seconds), kind, attempt, None, fields)
 
 
 def test_interruptions__what_was_lost_and_how_it_went_on() -> None:
