@@ -1,4 +1,4 @@
-"""Numbers as charts: k-NN accuracies, loss curves, where the time went.
+"""Numbers as charts: k-NN accuracies and loss curves. Those of the run's time are in ``time_charts.py``.
 
 As in ``pictures.py``, figures are plain `Figure` objects, with text and axes in the report's `INK`.
 """
@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from heliostat.observe.goodput import SHARES
 from heliostat.observe.metrics import StepMetrics
 from heliostat.observe.report import INK
 from heliostat_evaluation.knn import Accuracy
@@ -21,8 +20,6 @@ PALETTE = ("#8b95a7", "#5b8def", "#e08a1e", "#2f9e5b", "#a66bd4", "#d9483b", "#1
 _GRID = "#8b95a7"
 _SMOOTHING = 50
 """A curve's running mean reaches this part of its length to either side."""
-_SMALLEST_LABEL = 0.04
-"""Shares below this part of the whole have no room for their number inside the bar."""
 
 
 def knn_bars(accuracies: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
@@ -51,12 +48,17 @@ def knn_bars(accuracies: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
     return figure
 
 
-def loss_curves(curve: Sequence[StepMetrics], terms: Sequence[str] = ("dino", "ibot", "koleo")) -> Figure:
+def loss_curves(
+    curve: Sequence[StepMetrics],
+    terms: Sequence[str] = ("dino", "ibot", "koleo"),
+    interrupted_at: Sequence[int] = (),
+) -> Figure:
     """The total loss and its terms over the steps: measured values pale, their running mean strong.
 
     Args:
         curve: One line per step, as `merged_curve` makes it. Values that were not finite leave a gap.
         terms: Names of the terms; those that the run did not measure are left out.
+        interrupted_at: Steps that were done when the run was interrupted; thin lines show that the curve goes on.
     """
     names = ["loss", *(term for term in terms if any(term in line.values for line in curve))]
     figure = Figure(figsize=(8.4, 1.2 + 2.1 * -(-len(names) // 2)), dpi=150, layout="constrained")
@@ -70,44 +72,11 @@ def loss_curves(curve: Sequence[StepMetrics], terms: Sequence[str] = ("dino", "i
         colour = PALETTE[1 + index]
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
         axes.plot(steps, running_mean(values, len(values) // _SMOOTHING), color=colour, linewidth=1.8)
+        for step in interrupted_at:
+            axes.axvline(step - 0.5, color=INK, alpha=0.4, linewidth=0.7, zorder=0.5)
         axes.set_title("total loss" if names[index] == "loss" else names[index], fontsize=9.5, color=INK, loc="left")
         axes.set_xlabel("step", fontsize=8.5, color=INK)
-        _dress(axes)
-    return figure
-
-
-def time_share_bar(shares: Mapping[str, float]) -> Figure:
-    """One bar of the whole wall clock, cut by what it was spent on.
-
-    Args:
-        shares: Seconds by name, as `time_shares` gives them.
-    """
-    wall_s = sum(shares.values())
-    figure = Figure(figsize=(8.4, 1.9), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set_axis_off()
-    if wall_s <= 0:
-        return figure
-    axes.set_xlim(0, wall_s)
-    begun = 0.0
-    for index, (name, seconds) in enumerate(shares.items()):
-        if seconds <= 0:
-            continue
-        part = seconds / wall_s
-        label = f"{SHARES.get(name, name)} {part:.0%}"
-        axes.barh(0, seconds, left=begun, color=PALETTE[(index + 1) % len(PALETTE)], label=label, height=0.7)
-        if part >= _SMALLEST_LABEL:
-            axes.text(begun + seconds / 2, 0, f"{seconds:.0f} s", ha="center", va="center", fontsize=8, color="#ffffff")
-        begun += seconds
-    figure.legend(
-        loc="outside lower left",
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        handlelength=1.0,
-        columnspacing=1.6,
-    )
+        dress(axes)
     return figure
 
 
@@ -133,11 +102,12 @@ def _number(line: StepMetrics, name: str) -> float:
 def _chart(height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.4, height_in), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _dress(axes)
+    dress(axes)
     return figure, axes
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """Axes as all charts have them: a grid from left to right, a line below, no frame."""
     axes.grid(axis="y", color=_GRID, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=8.5, length=0)

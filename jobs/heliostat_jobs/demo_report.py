@@ -6,15 +6,19 @@ import torch
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.models.normalise import normalise
-from heliostat.observe.events import read_events
-from heliostat.observe.goodput import SHARES, time_shares, wall_clock_s
-from heliostat.observe.metrics import merged_curve, read_metrics
-from heliostat.observe.report import KeyNumber, Report
+from heliostat.observe.events import Event, read_events
+from heliostat.observe.goodput import ledger_of
+from heliostat.observe.interruptions import Interruption, interruptions
+from heliostat.observe.metrics import StepMetrics, merged_curve, read_metrics
+from heliostat.observe.report import KeyNumber, Report, Section
+from heliostat.observe.status import duration
+from heliostat.observe.timeline import timeline
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import patch_features
-from heliostat_evaluation.charts import knn_bars, loss_curves, time_share_bar
+from heliostat_evaluation.charts import knn_bars, loss_curves
 from heliostat_evaluation.datasets import Pixels
 from heliostat_evaluation.pictures import neighbour_grid, pca_picture
+from heliostat_evaluation.time_charts import run_timeline, time_bar
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, Evaluation
 
 REPORT_KEY = "reports/report.html"
@@ -34,8 +38,7 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     curve = merged_curve(metrics)
     rates = [value for line in curve if (value := line.values.get("images_per_s"))]
     rate = median(rates) if rates else 0.0
-    wall_s = wall_clock_s(events)
-    shares = time_shares(metrics, events, wall_s)
+    stops = interruptions(metrics, events)
     report = Report(
         f"Heliostat run {recipe.name}",
         f"{recipe.training.steps} steps of {recipe.training.global_batch} images on {recipe.scaling.workers} workers "
@@ -43,7 +46,10 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     )
     _learnt(report, evaluation)
     section = report.section("Loss")
-    section.figure(loss_curves(curve), "The optimised loss and its terms, step by step.", "loss curves")
+    marked = [stop.steps_done for stop in stops if stop.steps_done is not None]
+    caption = "The optimised loss and its terms, step by step."
+    caption += " Thin lines: the run was interrupted there, and went on." if marked else ""
+    section.figure(loss_curves(curve, interrupted_at=marked), caption, "loss curves")
     section = report.section("What the patches see")
     section.text(
         "First three principal components of the teacher's patch features over all pictures, as red, green and blue: "
@@ -52,18 +58,66 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     patches = patch_features(evaluation.backbone, normalise(pictures))
     section.figure(pca_picture(pictures, patches, columns=2), "Picture and patch features.", "PCA of patch features")
     _neighbours(report, evaluation)
-    section = report.section("Where the time went")
-    section.numbers(
-        KeyNumber("throughput", f"{rate:.0f} images/s", "median over steps"),
-        KeyNumber("wall clock", f"{wall_s:.0f} s", "first event to last"),
-    )
-    section.figure(time_share_bar(shares), "Seconds of the run by what they were spent on.", "time shares")
-    section.table(
-        ["share", "seconds", "what it is"],
-        [[name, f"{seconds:.1f}", SHARES[name]] for name, seconds in shares.items() if seconds > 0],
-    )
+    report_time(report.section("Where the time went"), rate, metrics, events, stops)
     report.write(store, REPORT_KEY)
     return rate
+
+
+def report_time(
+    section: Section, rate: float, metrics: list[StepMetrics], events: list[Event], stops: list[Interruption]
+) -> None:
+    """Fill the section about the time of a run.
+
+    Args:
+        section: To be filled.
+        rate: Throughput in images/s.
+        metrics: All lines of the run.
+        events: All events of the run.
+        stops: Its interruptions.
+    """
+    spans = timeline(metrics, events)
+    ledger = ledger_of(spans)
+    section.numbers(
+        KeyNumber("goodput", "-" if ledger.goodput is None else f"{ledger.goodput:.0%}", "productive part of the time"),
+        KeyNumber("throughput", f"{rate:.0f} images/s", "median over steps"),
+        KeyNumber("wall clock", duration(ledger.wall_s), "first sign of life to last"),
+        *([KeyNumber("interruptions", str(len(stops)))] if stops else []),
+    )
+    section.figure(time_bar(ledger), "Seconds of the run by what they were spent on.", "where the time went")
+    section.table(
+        ["spent on", "seconds", "what it is"],
+        [[each.label, f"{seconds:.1f}", each.__doc__] for each, seconds in ledger.seconds.items() if seconds > 0],
+    )
+    if stops:
+        section.figure(
+            run_timeline(spans, events),
+            "Workers over time, and what the run did when none of them trained.",
+            "timeline of the run",
+        )
+        section.table(INTERRUPTION_COLUMNS, interruption_rows(stops, spans[0].begin_s), "Interruptions")
+
+
+INTERRUPTION_COLUMNS = ("after", "cause", "workers hit", "steps lost", "to the next step", "resumed from")
+
+
+def interruption_rows(stops: list[Interruption], begin_s: float) -> list[tuple[str, ...]]:
+    """The table of interruptions, a row each; what is not known is a dash.
+
+    Args:
+        stops: The interruptions.
+        begin_s: Begin of the run, in seconds since 1970.
+    """
+    return [
+        (
+            duration(stop.at_s - begin_s),
+            stop.cause.replace("_", " "),
+            ", ".join(map(str, stop.ranks)) or "-",
+            "-" if stop.steps_lost is None else str(stop.steps_lost),
+            "-" if stop.to_next_step_s is None else f"{stop.to_next_step_s:.1f} s",
+            stop.source or "-",
+        )
+        for stop in stops
+    ]
 
 
 def _learnt(report: Report, evaluation: Evaluation) -> None:

@@ -1,31 +1,12 @@
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from PIL import Image
+from support.figures import area, texts
 
-from heliostat.observe.goodput import SHARES
 from heliostat.observe.metrics import StepMetrics
-from heliostat_evaluation.charts import PALETTE, knn_bars, loss_curves, running_mean, time_share_bar
+from heliostat_evaluation.charts import PALETTE, knn_bars, loss_curves, running_mean
 from heliostat_evaluation.knn import Accuracy
-
-
-def area(figure: Figure, colour: str) -> float:
-    """Fraction of the figure's pixels that have a colour."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    pixels = np.asarray(Image.open(buffer).convert("RGB")) / 255.0
-    return float((np.abs(pixels - np.asarray(to_rgb(colour))).max(axis=-1) < 0.02).mean())
-
-
-def texts(figure: Figure) -> str:
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    return "\n".join([*found, *(text.get_text() for legend in legends if legend for text in legend.get_texts())])
 
 
 def curve(losses: list[float | None], **terms: float) -> list[StepMetrics]:
@@ -51,15 +32,12 @@ def test_loss_curves__missing_values_leave_a_gap() -> None:
     assert area(figure, PALETTE[1]) > 0
 
 
-def test_time_share_bar__areas_and_words_follow_the_seconds() -> None:
-    figure = time_share_bar({**dict.fromkeys(SHARES, 0.0), "data_wait": 20.0, "student": 80.0})
-    waiting, student = (area(figure, PALETTE[1 + list(SHARES).index(name)]) for name in ("data_wait", "student"))
-    assert student == pytest.approx(4 * waiting, rel=0.1)
-    assert texts(figure).split("\n") == ["20 s", "80 s", "waiting for images 20%", "student forward and backward 80%"]
-
-
-def test_time_share_bar__nothing_measured_is_an_empty_bar() -> None:
-    assert texts(time_share_bar(dict.fromkeys(SHARES, 0.0))) == ""
+def test_loss_curves__interruptions_are_marked_and_the_curve_goes_on() -> None:
+    figure = loss_curves(curve([3.0, 2.8, 2.6, 2.4], dino=1.0), interrupted_at=[2])
+    for axes in figure.axes:
+        values, _, mark = axes.lines
+        assert len(np.asarray(values.get_ydata())) == 4
+        assert set(np.asarray(mark.get_xdata())) == {1.5}, "between the steps 1 and 2"
 
 
 def test_running_mean__by_hand() -> None:

@@ -1,66 +1,69 @@
-"""Where the time of a run went: pure arithmetic over its metrics and events."""
+"""Where the time of a run went: every second of its wall clock in one category, and the share that brought it on."""
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-from heliostat.observe.events import Event, EventType
-from heliostat.observe.metrics import PHASES, StepMetrics, merged_curve
-
-START_UP = "start_up"
-RECOMPUTED = "recomputed"
-OTHER = "other"
-
-SHARES = {
-    **{name.removesuffix("_s"): meaning for name, meaning in PHASES.items()},
-    START_UP: "start of an attempt until its first step",
-    RECOMPUTED: "steps that a later attempt computed again",
-    OTHER: "not measured",
-}
-"""The names of the shares and what they mean, in the order in which they are shown."""
+from heliostat.observe.events import Event
+from heliostat.observe.metrics import PHASES, StepMetrics
+from heliostat.observe.spans import Category, Span
+from heliostat.observe.timeline import timeline
 
 
-def wall_clock_s(events: Sequence[Event]) -> float:
-    """Seconds between the first and the last event; zero without events."""
-    times = [_seconds(event.time_utc) for event in events]
-    return max(times) - min(times) if times else 0.0
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Seconds of a run by what they were spent on."""
+
+    seconds: Mapping[Category, float]
+    """All categories, in their order; none negative."""
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of the wall clock: the sum of all categories."""
+        return math.fsum(self.seconds.values())
+
+    @property
+    def goodput(self) -> float | None:
+        """Productive part of the time in which somebody looked after the run; none while there is no such time."""
+        up_s = math.fsum(seconds for category, seconds in self.seconds.items() if category != Category.DOWN)
+        return self.seconds[Category.PRODUCTIVE] / up_s if up_s > 0 else None
 
 
-def time_shares(metrics: Sequence[StepMetrics], events: Sequence[Event], wall_s: float) -> dict[str, float]:
-    """Seconds of the wall clock by what they were spent on; the keys are those of `SHARES`.
+def ledger(metrics: Iterable[StepMetrics], events: Iterable[Event], now_s: float | None = None) -> Ledger:
+    """The ledger of a run; the arguments are those of `timeline`."""
+    return ledger_of(timeline(metrics, events, now_s))
 
-    Shares are never negative and sum to ``wall_s``. Where the measured parts exceed the wall clock (phases that
-    overlap, clocks of different machines), all are scaled down alike.
+
+def ledger_of(spans: Iterable[Span]) -> Ledger:
+    """The ledger of a timeline."""
+    found: dict[Category, list[float]] = {category: [] for category in Category}
+    for span in spans:
+        found[span.category].append(span.seconds)
+    return Ledger({category: math.fsum(seconds) for category, seconds in found.items()})
+
+
+def thinned(metrics: Sequence[StepMetrics], at_most: int) -> list[StepMetrics]:
+    """The same work in fewer lines, for the ledger of a long run that goes on: each stands for several steps.
+
+    Neighbours of one attempt are joined, so that their seconds add up; other values than seconds are left out. A few
+    more lines than ``at_most`` may remain if there are many attempts.
 
     Args:
-        metrics: All lines of all attempts, those computed twice included.
-        events: All events of the run.
-        wall_s: Seconds that the run took.
+        metrics: Lines, those of an attempt in the order of its steps.
+        at_most: Lines wanted.
     """
-    kept = merged_curve(metrics)
-    final = {(line.step, line.attempt) for line in kept}
-    shares = {name.removesuffix("_s"): sum(line.seconds.get(name, 0.0) for line in kept) for name in PHASES}
-    shares[START_UP] = _start_up_s(metrics, events)
-    shares[RECOMPUTED] = sum(_step_s(line) for line in metrics if (line.step, line.attempt) not in final)
-    measured = sum(shares.values())
-    if measured > wall_s:
-        shares = {name: seconds / measured * wall_s for name, seconds in shares.items()}
-        measured = wall_s
-    return {**shares, OTHER: wall_s - measured}
+    if len(metrics) <= at_most:
+        return list(metrics)
+    per_line = -(-len(metrics) // max(1, at_most))
+    joined = []
+    for _, lines in groupby(metrics, key=lambda line: line.attempt):
+        same = list(lines)
+        joined += [_joined(same[start : start + per_line]) for start in range(0, len(same), per_line)]
+    return joined
 
 
-def _start_up_s(metrics: Iterable[StepMetrics], events: Sequence[Event]) -> float:
-    started = {event.attempt: _seconds(event.time_utc) for event in events if event.type == EventType.ATTEMPT_STARTED}
-    # An attempt that failed before its first step spent all its time starting up.
-    ready = {event.attempt: _seconds(event.time_utc) for event in events if event.type == EventType.ATTEMPT_ENDED}
-    for line in metrics:
-        begun = _seconds(line.time_utc) - _step_s(line)
-        ready[line.attempt] = min(begun, ready.get(line.attempt, begun))
-    return sum(max(0.0, ready[attempt] - time) for attempt, time in started.items() if attempt in ready)
-
-
-def _step_s(line: StepMetrics) -> float:
-    return sum(line.seconds.values())
-
-
-def _seconds(time_utc: str) -> float:
-    return datetime.fromisoformat(time_utc).timestamp()
+def _joined(lines: Sequence[StepMetrics]) -> StepMetrics:
+    last = lines[-1]
+    seconds = {name: sum(line.seconds.get(name, 0.0) for line in lines) for name in PHASES}
+    return StepMetrics(last.step, last.attempt, last.time_utc, {}, seconds)

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from heliostat.observe.goodput import Ledger
 from heliostat.observe.metrics import PHASES
+from heliostat.observe.status import RunStatus
+
+_SECONDS, _INTERRUPTIONS = "run_s_", "interruptions_by_"
+"""Prefixes of the fields of `run_values` that have a tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +25,11 @@ class Published:
     kind: Literal["gauge", "counter"]
     description: str
     fields: tuple[str, ...]
-    """Of a line of metrics, where its values come from."""
+    """Of a line of metrics or of `run_values`, where its values come from."""
     tag: str | None = None
     """Besides ``run``: tells the fields apart."""
+    prefix: str | None = None
+    """Instead of fields: all whose names begin with it, and the rest of the name is the tag's value."""
 
     @property
     def exported_name(self) -> str:
@@ -38,7 +45,28 @@ PUBLISHED: tuple[Published, ...] = (
     Published("heliostat_loss", "gauge", "Loss of the newest step.", ("loss",)),
     Published("heliostat_mfu", "gauge", "Model FLOPs utilisation, a share of the peak.", ("mfu",)),
     Published("heliostat_memory_peak_mib", "gauge", "Most memory in use on the first worker.", ("memory_peak_mib",)),
-    Published("heliostat_workers", "gauge", "Workers of the attempt.", ("workers",)),
+    Published("heliostat_workers", "gauge", "Workers that there are now; 0 between attempts.", ("workers",)),
+    Published("heliostat_workers_wanted", "gauge", "Workers that the run has room for.", ("workers_wanted",)),
+    Published("heliostat_goodput", "gauge", "Productive share of the time that the run was up.", ("goodput",)),
+    Published(
+        "heliostat_run_seconds",
+        "gauge",  # what a step was worth may turn out later, when it has to be computed again
+        "Seconds of the run's wall clock by what they were spent on, over all attempts and drivers.",
+        (),
+        tag="category",
+        prefix=_SECONDS,
+    ),
+    Published(
+        "heliostat_interruptions",
+        "gauge",  # counted over the whole run, which a restarted driver goes on with
+        "Interruptions of the run by cause.",
+        (),
+        tag="cause",
+        prefix=_INTERRUPTIONS,
+    ),
+    Published(
+        "heliostat_preemption_notices", "gauge", "Notices that nodes will be taken away.", ("preemption_notices",)
+    ),
     Published(
         "heliostat_phase_seconds",
         "counter",
@@ -59,13 +87,29 @@ class Sample:
     value: float
 
 
+def run_values(ledger: Ledger, status: RunStatus) -> dict[str, float]:
+    """What is to be published of a run as a whole, by its driver; see `RayMetrics.publish`."""
+    known = {"workers": status.workers, "workers_wanted": status.wanted_workers, "goodput": ledger.goodput}
+    return {
+        **{name: value for name, value in known.items() if value is not None},
+        **{_SECONDS + category: seconds for category, seconds in ledger.seconds.items()},
+        **{_INTERRUPTIONS + cause: count for cause, count in status.interruptions.items()},
+        "preemption_notices": status.preemption_notices,
+    }
+
+
 def samples(run: str, values: Mapping[str, float]) -> Iterator[Sample]:
     """What a line of metrics gives of the table; fields that it does not have give nothing."""
     for metric in PUBLISHED:
-        for field in metric.fields:
-            if field in values:
-                tags = {"run": run} if metric.tag is None else {"run": run, metric.tag: field.removesuffix("_s")}
-                yield Sample(metric, tags, values[field])
+        for field, tag in _tags(metric, values):
+            yield Sample(metric, {"run": run} if metric.tag is None else {"run": run, metric.tag: tag}, values[field])
+
+
+def _tags(metric: Published, values: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Fields of a metric that have values, each with the value of its tag."""
+    if metric.prefix is None:
+        return [(field, field.removesuffix("_s")) for field in metric.fields if field in values]
+    return [(field, field.removeprefix(metric.prefix)) for field in values if field.startswith(metric.prefix)]
 
 
 class RayMetrics:

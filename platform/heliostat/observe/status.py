@@ -1,7 +1,7 @@
 """How far a run is: a pure fold over the lines of its events and metrics, and the words for it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from heliostat.observe.events import EventType
@@ -11,13 +11,31 @@ from heliostat.observe.segments import Line
 _RATE_STEPS = 64
 """Steps that the ETA's rate is measured over: enough to smooth out checkpoints, few enough to notice a resize."""
 
-_PHASE_AFTER: dict[str, str] = {
+_PHASE_AFTER: Mapping[str, str] = {
+    EventType.SUPERVISION_STARTED: "waiting for workers",
+    EventType.CAPACITY_AWAITED: "waiting for capacity",
+    EventType.WORKERS_STARTING: "starting workers",
     EventType.ATTEMPT_STARTED: "starting workers",
     EventType.RESUMED: "resuming",
     EventType.DATA_READY: "training",
+    EventType.INTERRUPTED: "recovering",
     EventType.ATTEMPT_ENDED: "attempt ended",
+    EventType.GAVE_UP: "gave up",
+    EventType.SUPERVISION_ENDED: "stopped",
     EventType.RUN_FINISHED: "finished",
 }
+_OF_THE_DRIVER = frozenset(
+    {
+        EventType.SUPERVISION_STARTED,
+        EventType.CAPACITY_AWAITED,
+        EventType.WORKERS_STARTING,
+        EventType.GAVE_UP,
+        EventType.SUPERVISION_ENDED,
+    }
+)
+"""Events that hold for the run now, of whichever attempt they speak."""
+_LAST_PHASES = frozenset({"finished", "gave up"})
+"""What the end of an attempt and of its driver adds nothing to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,16 @@ class RunStatus:
     loss: float | None = None
     images_per_s: float | None = None
     workers: int | None = None
+    """Workers that there are now, or that are being started."""
+    wanted_workers: int | None = None
+    """Workers that the run would have if there were room for all."""
+    resizing_to: int | None = None
+    """Workers of the next attempt, while one ends by plan."""
+    interruptions: Mapping[str, int] = field(default_factory=dict)
+    """How often each cause has interrupted the run."""
+    preemption_notices: int = 0
+    goodput: float | None = None
+    """Productive part of the time so far, which the ledger knows."""
     recent: tuple[tuple[float, int], ...] = ()
     """(seconds, steps done) of the attempt's last steps, oldest first."""
 
@@ -60,12 +88,48 @@ def eta_s(recent: Sequence[tuple[float, int]], total: int) -> float | None:
 
 def after_event(status: RunStatus, line: Line) -> RunStatus:
     """The status after one more line of the event streams."""
+    status = _AFTER.get(line["type"], _unchanged)(status, line)
     phase, attempt = _PHASE_AFTER.get(line["type"]), line.get("attempt", 0)
-    if phase is None or attempt < status.attempt:
+    is_over = line["type"] in (EventType.ATTEMPT_ENDED, EventType.SUPERVISION_ENDED) and status.phase in _LAST_PHASES
+    if phase is None or is_over or (attempt < status.attempt and line["type"] not in _OF_THE_DRIVER):
         return status
     recent = () if attempt > status.attempt else status.recent
-    workers = line.get("workers", status.workers)
-    return replace(status, phase=phase, attempt=attempt, workers=workers, recent=recent)
+    workers = 0 if line["type"] == EventType.INTERRUPTED else line.get("workers", status.workers)
+    attempt = max(attempt, status.attempt)
+    return replace(status, phase=phase, attempt=attempt, workers=workers, resizing_to=None, recent=recent)
+
+
+def _unchanged(status: RunStatus, line: Line) -> RunStatus:
+    return status
+
+
+def _supervised(status: RunStatus, line: Line) -> RunStatus:
+    return replace(status, wanted_workers=line.get("max_workers"))
+
+
+def _noticed(status: RunStatus, line: Line) -> RunStatus:
+    return replace(status, preemption_notices=status.preemption_notices + 1)
+
+
+def _resizing(status: RunStatus, line: Line) -> RunStatus:
+    workers = line.get("workers")
+    if line.get("attempt", 0) < status.attempt or workers is None:
+        return status
+    return replace(status, phase=f"resizing to {_count(workers, 'worker')}", resizing_to=workers)
+
+
+def _interrupted(status: RunStatus, line: Line) -> RunStatus:
+    cause = str(line.get("cause", "unknown"))
+    return replace(status, interruptions={**status.interruptions, cause: status.interruptions.get(cause, 0) + 1})
+
+
+_AFTER: Mapping[str, Callable[[RunStatus, Line], RunStatus]] = {
+    EventType.SUPERVISION_STARTED: _supervised,
+    EventType.PREEMPTION_NOTICED: _noticed,
+    EventType.RESIZE_PLANNED: _resizing,
+    EventType.INTERRUPTED: _interrupted,
+}
+"""What an event changes besides the phase."""
 
 
 def after_metrics(status: RunStatus, line: Line) -> RunStatus:
@@ -75,9 +139,10 @@ def after_metrics(status: RunStatus, line: Line) -> RunStatus:
     done = line["step"] + 1
     begins_anew = line["attempt"] > status.attempt or (status.recent and done <= status.recent[-1][1])
     before = () if begins_anew else status.recent[-_RATE_STEPS:]
+    phase = "training" if done < status.total_steps else "finishing"
     return replace(
         status,
-        phase="training" if done < status.total_steps else "finishing",
+        phase=phase if status.resizing_to is None else status.phase,
         step=done,
         attempt=line["attempt"],
         loss=line.get("loss"),
@@ -98,15 +163,29 @@ def duration(seconds: float) -> str:
 
 
 def run_details(status: RunStatus) -> str:
-    """Loss, speed, workers and ETA of a run, as far as they are known."""
+    """Loss, speed, workers, interruptions, goodput and ETA of a run, as far as they are known."""
+    interruptions = sum(status.interruptions.values())
     parts = [
         None if status.loss is None else f"loss {status.loss:.3f}",
         None if status.images_per_s is None else f"{status.images_per_s:,.0f} images/s",
-        None if status.workers is None else f"{status.workers} worker{'s' if status.workers != 1 else ''}",
-        f"attempt {status.attempt}" if status.attempt > 1 else None,
+        _workers(status),
+        f"attempt {status.attempt}" if status.attempt > 1 and not interruptions else None,
+        _count(interruptions, "interruption") if interruptions else None,
+        f"goodput {status.goodput:.0%}" if status.goodput else None,
         f"ETA {duration(status.eta_s)}" if status.eta_s else None,
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _workers(status: RunStatus) -> str | None:
+    now, wanted = status.workers, status.wanted_workers
+    if now is None:
+        return None
+    return _count(now, "worker") if wanted is None or now == wanted else f"{now}/{_count(wanted, 'worker')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def run_line(status: RunStatus) -> str:

@@ -50,7 +50,6 @@ class Reporter:
     ) -> None:
         self._recipe = recipe
         self._rank = rank
-        self._workers = plan.world_size
         flush_s = recipe.observe.flush_interval_s
         self._events = stack.enter_context(EventWriter(store, attempt, None, flush_s))
         self._metrics = stack.enter_context(MetricsWriter(store, attempt, flush_s))
@@ -120,7 +119,7 @@ class Reporter:
         self._metrics.write(step, **line)
         for tracker in self._trackers:
             tracker.log(step, line)
-        self._publish({**line, "steps_done": step + 1, "steps_made": steps, "workers": self._workers})
+        self._publish({**line, "steps_done": step + 1, "steps_made": steps})
 
     def unwritten_metrics(self) -> bytes:
         """Lines that are not in the store yet."""

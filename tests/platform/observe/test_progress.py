@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.metrics import MetricsWriter
 from heliostat.observe.progress import RunWatch, watch_items, watch_run
+from heliostat.observe.spans import Category
 from heliostat.storage import open_store
 from heliostat.storage.local import LocalStore
 
@@ -35,9 +37,34 @@ def test_watch_run__plain_lines_end_with_the_last_state(tmp_path: Path) -> None:
         metrics.flush()
         events.emit(EventType.RUN_FINISHED)
     lines = text(console).splitlines()
-    assert lines[-1] == "finished: step 2/2 · loss 9.250 · 100 images/s · 2 workers"
+    assert re.sub(r" · goodput \d+%", "", lines[-1]) == "finished: step 2/2 · loss 9.250 · 100 images/s · 2 workers"
     assert len(lines) <= 2, "a line at most every few seconds"
     assert "\r" not in text(console) and "\x1b" not in text(console)
+
+
+def test_run_watch__goodput_counts_up_to_now_only_while_the_run_lives(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with EventWriter(store, 1) as events, MetricsWriter(store, 1) as metrics:
+        events.emit(EventType.ATTEMPT_STARTED, workers=2)
+        events.emit(EventType.DATA_READY, step=0)
+        time.sleep(0.02)
+        metrics.write(0, loss=9.5, student_s=0.02)
+    watch = RunWatch(store, 4, plain(), poll_interval_s=0.01)
+    watch.start()
+    time.sleep(0.1)
+    history_s = watch.ledger.wall_s
+    time.sleep(0.2)
+    assert watch.ledger.wall_s == history_s >= 0.02, "nobody has looked after the run since"
+    assert watch.status.goodput is not None and watch.status.goodput > 0.5
+    with EventWriter(store, 2) as events:
+        events.emit(EventType.SUPERVISION_STARTED, max_workers=3)
+        events.flush()
+        time.sleep(0.3)
+        watch.stop()
+    seconds = watch.ledger.seconds
+    assert seconds[Category.DOWN] > 0.2
+    assert seconds[Category.RECOVERY] > 0.2
+    assert watch.status.wanted_workers == 3
 
 
 def test_watch_run__a_terminal_shows_a_bar_and_is_left_clean(tmp_path: Path) -> None:

@@ -8,11 +8,19 @@ from importlib.util import find_spec
 
 import pytest
 
+from heliostat.observe.goodput import Ledger
 from heliostat.observe.metrics import PHASES
-from heliostat.observe.prometheus import PUBLISHED, RayMetrics, samples
+from heliostat.observe.prometheus import PUBLISHED, RayMetrics, run_values, samples
+from heliostat.observe.spans import Category
+from heliostat.observe.status import RunStatus
 from heliostat_cluster.local import LOCAL_ENV
 
+LEDGER = Ledger({**dict.fromkeys(Category, 0.0), Category.PRODUCTIVE: 60.0, Category.LOST: 20.0, Category.DOWN: 9.0})
+STATUS = RunStatus(
+    10, workers=8, wanted_workers=16, interruptions={"preempted": 2, "node_lost": 1}, preemption_notices=3
+)
 LINE = {
+    **run_values(LEDGER, STATUS),
     "steps_done": 12,
     "steps_made": 2,
     "steps_skipped": 0,
@@ -21,7 +29,6 @@ LINE = {
     "lr": 0.1,
     "mfu": 0.4,
     "memory_peak_mib": 1000.0,
-    "workers": 8,
     **dict.fromkeys(PHASES, 0.5),
 }
 
@@ -33,8 +40,26 @@ def test_samples__are_the_tables_fields_with_the_runs_tag() -> None:
     assert found[("heliostat_workers", None)] == 8
     phases = {"data_wait", "teacher", "student", "optimizer", "ema", "checkpoint", "evaluation"}
     assert {phase for name, phase in found if name == "heliostat_phase_seconds"} == phases
-    assert len(found) == len(PUBLISHED) - 1 + len(PHASES)
+    assert found.keys() >= {(metric.name, None) for metric in PUBLISHED if metric.tag is None}
     assert all(each.tags["run"] == "my-run" for each in samples("my-run", LINE))
+
+
+def test_run_values__are_published_with_their_tags() -> None:
+    found = {(each.metric.name, *sorted(each.tags.values())): each.value for each in samples("a", LINE)}
+    assert found[("heliostat_goodput", "a")] == 0.75
+    assert found[("heliostat_workers_wanted", "a")] == 16
+    assert found[("heliostat_preemption_notices", "a")] == 3
+    by_cause = {key[-1]: value for key, value in found.items() if key[0] == "heliostat_interruptions"}
+    assert by_cause == {"preempted": 2, "node_lost": 1}
+    seconds = {key[1:]: value for key, value in found.items() if key[0] == "heliostat_run_seconds"}
+    assert len(seconds) == len(Category)
+    assert seconds[("a", "lost_work")] == 20
+
+
+def test_run_values__what_is_not_known_yet_is_left_out() -> None:
+    values = run_values(Ledger(dict.fromkeys(Category, 0.0)), RunStatus(10))
+    assert {"goodput", "workers", "workers_wanted"}.isdisjoint(values)
+    assert values["preemption_notices"] == 0
 
 
 def test_samples__fields_that_a_line_does_not_have_give_nothing() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -61,6 +62,46 @@ def test_after_lines__old_lines_of_a_resumed_run_do_not_set_the_pace() -> None:
     status = after_lines(status, [], [metrics(3, 10_010, attempt=2), metrics(4, 10_012, attempt=2)])
     assert status.eta_s == 10
     assert "attempt 2" in run_line(status)
+
+
+def test_after_lines__an_elastic_run_from_interruption_to_interruption() -> None:
+    status = RunStatus(total_steps=10)
+    begin = [
+        event("supervision_started", 0, 0, min_workers=1, max_workers=4),
+        event("workers_starting", 1, 0, workers=4),
+    ]
+    status = after_lines(status, begin, [])
+    assert run_line(status) == "starting workers: step 0/10 · 4 workers"
+    status = after_lines(status, [event("preemption_noticed", 9)], [metrics(0, 8), metrics(1, 10)])
+    assert (status.phase, status.preemption_notices) == ("training", 1)
+    status = after_lines(status, [event("resize_planned", 10.5, workers=3, reason="preemption")], [metrics(2, 11)])
+    assert run_line(status).startswith("resizing to 3 workers: step 3/10 · 4 workers")
+    status = after_lines(status, [event("interrupted", 12, cause="preempted", step=3)], [])
+    assert run_line(status) == "recovering: step 3/10 · 0/4 workers · 1 interruption · ETA 10 s"
+    status = after_lines(status, [event("capacity_awaited", 13, usable=0, needed=1)], [])
+    assert run_line(status).startswith("waiting for capacity: step 3/10 · 0/4 workers")
+    again = [event("workers_starting", 20, workers=3), event("attempt_started", 22, 2, workers=3)]
+    status = after_lines(status, again, [metrics(3, 30, attempt=2)])
+    assert run_line(status) == "training: step 4/10 · 3/4 workers · 1 interruption"
+    status = after_lines(status, [event("interrupted", 31, 2, cause="node_lost", step=4)], [])
+    assert status.interruptions == {"preempted": 1, "node_lost": 1}
+    assert run_line(replace(status, goodput=0.874)).endswith("2 interruptions · goodput 87%")
+
+
+def test_after_event__a_new_driver_of_an_old_run_is_heard() -> None:
+    status = after_metrics(RunStatus(total_steps=10), metrics(4, 5, attempt=3))
+    status = after_event(status, event("supervision_started", 100, 0, max_workers=2))
+    assert (status.phase, status.attempt, status.wanted_workers) == ("waiting for workers", 3, 2)
+    late = after_event(status, event("interrupted", 101, 2, cause="hang"))
+    assert late.phase == status.phase, "an older attempt says nothing about now"
+    assert late.interruptions == {"hang": 1}
+
+
+@pytest.mark.parametrize("last", ["run_finished", "gave_up"])
+def test_after_event__what_ends_after_the_run_adds_nothing(last: str) -> None:
+    status = after_event(RunStatus(total_steps=10), event(last))
+    for kind in ("attempt_ended", "supervision_ended"):
+        assert after_event(status, event(kind)).phase == status.phase
 
 
 def test_after_metrics__lines_of_an_older_attempt_change_nothing() -> None:

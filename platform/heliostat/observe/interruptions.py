@@ -1,0 +1,73 @@
+"""The interruptions of a run, one row each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from heliostat.observe.attempts import Attempt, attempts_of, seconds_of
+from heliostat.observe.events import Event, EventType
+from heliostat.observe.metrics import StepMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """What interrupted a run, and how it went on."""
+
+    at_s: float
+    """Seconds since 1970."""
+    attempt: int
+    cause: str
+    ranks: tuple[int, ...]
+    """The workers that it hit, as far as they are known."""
+    steps_done: int | None
+    """Steps of the run that were done then."""
+    steps_lost: int | None
+    """Steps that were computed again; none if that is not known, or the run has not gone on."""
+    to_next_step_s: float | None
+    """Seconds until the next step of the run began; none if none did."""
+    source: str | None
+    """Where the next step's state came from: storage or memory; none if there was no such step, or it was the first."""
+
+
+def interruptions(metrics: Iterable[StepMetrics], events: Iterable[Event]) -> list[Interruption]:
+    """All interruptions of a run in the order of their times.
+
+    Of attempts that failed one after another without a step, only the first lost steps; all of them waited for the same
+    next step.
+
+    Args:
+        metrics: All lines of all attempts.
+        events: All events of the run.
+    """
+    metrics, events = list(metrics), list(events)
+    attempts = attempts_of(metrics, events)
+    found = [event for event in events if event.type == EventType.INTERRUPTED]
+    rows = [_row(event, attempts) for event in sorted(found, key=lambda event: (event.time_utc, event.attempt))]
+    return list(dict.fromkeys(rows))
+
+
+def _row(event: Event, attempts: dict[int, Attempt]) -> Interruption:
+    at_s = seconds_of(event.time_utc)
+    later = (attempts[number] for number in sorted(attempts) if number > event.attempt)
+    after = next((each for each in later if each.first_step_at_s is not None), None)
+    done = event.fields.get("step")
+    steps_done = done if isinstance(done, int) else None
+    first_step = None if after is None else after.first_step
+    # An attempt that came to no step has lost none: those were lost by the one before it.
+    has_worked = attempts[event.attempt].first_step_at_s is not None
+    lost = None if steps_done is None or first_step is None else max(0, steps_done - first_step) if has_worked else 0
+    ranks = event.fields.get("ranks") or ()
+    return Interruption(
+        at_s=at_s,
+        attempt=event.attempt,
+        cause=str(event.fields.get("cause", "unknown")),
+        ranks=tuple(ranks) if isinstance(ranks, list | tuple) else (),
+        steps_done=steps_done,
+        steps_lost=lost,
+        to_next_step_s=_gap_s(at_s, after),
+        source=None if after is None else after.source,
+    )
+
+
+def _gap_s(at_s: float, after: Attempt | None) -> float | None:
+    begun_s = None if after is None else after.first_step_at_s
+    return None if begun_s is None else max(0.0, begun_s - at_s)

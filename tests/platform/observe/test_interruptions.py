@@ -1,0 +1,33 @@
+from support.simulated_runs import BEGIN_S, at, event
+
+from heliostat.observe.events import EventType
+from heliostat.observe.interruptions import Interruption, interruptions
+from heliostat.observe.metrics import StepMetrics
+
+T = EventType
+
+
+def test_interruptions__what_was_lost_and_how_it_went_on() -> None:
+    events = [
+        event(T.INTERRUPTED, 20, 2, cause="start_failed", step=5),
+        event(T.INTERRUPTED, 10, 1, cause="node_lost", ranks=[1, 3], step=7),
+        event(T.RESUMED, 15, 2, step=5, source="memory"),
+        event(T.RESUMED, 29, 3, step=4, source="storage"),
+        event(T.DATA_READY, 30, 3, step=4),
+        event(T.INTERRUPTED, 40, 3, cause="hang"),
+    ]
+    assert interruptions([], [event(T.DATA_READY, 1, 1, step=0), *events, *events]) == [
+        Interruption(BEGIN_S + 10, 1, "node_lost", (1, 3), 7, 3, 20, "storage"),
+        Interruption(BEGIN_S + 20, 2, "start_failed", (), 5, 0, 10, "storage"),
+        Interruption(BEGIN_S + 40, 3, "hang", (), None, None, None, None),
+    ]
+
+
+def test_interruptions__without_events_the_lines_say_when_it_went_on() -> None:
+    metrics = [StepMetrics(1, 1, at(9), {}, {}), StepMetrics(2, 2, at(25), {}, {"student_s": 3.0})]
+    (found,) = interruptions(metrics, [event(T.INTERRUPTED, 10, cause="preempted", step=2)])
+    assert (found.steps_lost, found.to_next_step_s, found.source) == (0, 12, None)
+
+
+def test_interruptions__a_run_without_any() -> None:
+    assert interruptions([], [event(T.ATTEMPT_STARTED, 0)]) == []
