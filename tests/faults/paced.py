@@ -43,8 +43,7 @@ def _poisoned(step: int | None) -> Iterator[None]:
     from heliostat.elastic.signals import MAILBOX
     from heliostat.training import attempt
     from heliostat.training.collective import worker_rank
-
-    honest = attempt.slot_batch
+    from heliostat.training.feed import slot_batch as honest
 
     def slot_batch(slot: Any, device: torch.device) -> Any:
         batch = honest(slot, device)
@@ -52,11 +51,11 @@ def _poisoned(step: int | None) -> Iterator[None]:
             batch.global_crops.fill_(torch.nan)
         return batch
 
-    attempt.slot_batch = slot_batch
+    attempt.slot_batch = slot_batch  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        attempt.slot_batch = honest
+        attempt.slot_batch = honest  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ GLOBAL_BATCH, SLOT_BATCH = 24, 2
 DATASET = "tiny"
 _DEADLINE_S = 300.0
 _LEFT_S = 20.0
+_OF_RAY = frozenset({"_AutoscalingCoordinatorActor", "_UsageCollectionActor", "_StatsActor"})
+"""One per cluster, whoever uses Ray Data or Ray Train there."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ class SpotRig:
 
 
 def _lives(actor: dict[str, str]) -> bool:
-    return actor["State"] != "DEAD" and actor["ActorClassName"] != "_AutoscalingCoordinatorActor"
+    return actor["State"] != "DEAD" and actor["ActorClassName"] not in _OF_RAY
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Rows F1, F3, F4, F8, F10 and F21 of the fault matrix in one run: a worker dies, a node, one comes, rank 0's is taken."""
+"""Rows F1, F3, F4, F8 and F10 of the fault matrix in one run: a worker dies, a node goes, one comes, one is taken."""
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ _COLLATERAL = re.compile(
     re.IGNORECASE,
 )
 """What collectives say when another worker has gone."""
-_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|\bOOM\b|low on memory|memory pressure", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|low on memory", re.IGNORECASE)
 _HARDWARE = re.compile(r"CUDA error|cuBLAS|cuDNN|uncorrectable ECC|Xid", re.IGNORECASE)
 
 
