@@ -349,7 +349,7 @@ class Supervisor:
         for rank, ticks in group.slow.items():
             if ticks >= _STRAGGLER_TICKS and rank not in group.named:
                 group.named.add(rank)
-                self._event(EventType.STRAGGLER_NAMED, rank=rank, times=round(found[rank], 2))
+                self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(found[rank], 2))
 
     def _look_after_standby(self, group: _Watched) -> None:
         after_s = self._spec.scaling.standby_after_s

@@ -56,7 +56,7 @@ class EventType(StrEnum):
     )
     STRAGGLER_NAMED = (
         "straggler_named",
-        "The worker `rank` takes `times` as long over its part of a step as the others.",
+        "`worker` takes `times` as long over its part of a step as the others.",
     )
     INTERRUPTED = (
         "interrupted",

@@ -15,6 +15,7 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.elastic.holders import remove_holders
 from heliostat.elastic.standby import import_hook
 from heliostat.elastic.supervisor import SupervisorSpec
+from heliostat.errors import TrainingFailedError
 from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec, run_store, train_attempt
 from heliostat.training.determinism import DETERMINISTIC_ENV
@@ -38,6 +39,7 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     from heliostat.elastic.ray_train import ElasticTrainer
 
@@ -71,6 +73,11 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
         )
         try:
             trainer.fit()
+        except RayTrainingFailedError as error:
+            raise TrainingFailedError(
+                f"Ray Train failed: {str(error).strip().splitlines()[-1]}",
+                "Run the same command again to resume from the last checkpoint; --debug shows the traceback",
+            ) from error
         finally:
             remove_holders(run_id)
 
