@@ -3,15 +3,16 @@
 import datetime
 import hashlib
 import io
-import multiprocessing
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -200,8 +201,9 @@ def run_world(world_size: int, work: Callable[..., Any], *arguments: Any) -> lis
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks when the server imports it
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+        forkserver.set_forkserver_preload(PRELOADED)
+        with patch.dict(os.environ, DS_ACCELERATOR="cpu"):  # DeepSpeed looks when the server imports it
+            forkserver.ensure_running()
         given = (world_size, port, folder, dict(os.environ), work, arguments)
         start_processes(_worker, given, nprocs=world_size, start_method="forkserver")
         return [
