@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.projects import heliostat, write_recipe
+from support.projects import store_images, write_recipe
 
+from heliostat.storage import open_store
 from heliostat_jobs.cli import app
 
 
@@ -155,12 +156,16 @@ def test_run__a_lock_file_that_was_edited_is_named(
 
 
 @pytest.mark.ray
-def test_run__more_workers_than_gpus_is_told_before_anything_waits_for_them(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [
+        ("scaling.accelerator=gpu", "HS-CONF-012"),
+        ("streaming.crops_on=pool", "HS-DATA-010"),  # the embedded Ray has no pool of CPU nodes
+    ],
+)
+def test_run__more_than_ray_has_is_told_before_anything_waits_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str, override: str, code: str
 ) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "one.png").rename(tmp_path / "data" / "one.png")
-    heliostat("dataset", "ingest", str(tmp_path / "data"), str(tmp_path / "root" / "tiny"))
-    answer = heliostat("run", recipe, "--set", "scaling.accelerator=gpu", expect=2)
-    assert answer["error"]["code"] == "HS-CONF-012"
+    store_images(open_store(str(tmp_path / "root")))
+    assert code in fails(capsys, 2, "run", recipe, "--set", "streaming.crop_processes=2", "--set", override)

@@ -1,18 +1,18 @@
 """What a whole run on Ray tells of itself."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.projects import heliostat, write_images, write_recipe
+from support.projects import heliostat, store_images, write_recipe
 
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import PHASES, merged_curve, read_metrics
 from heliostat.storage import open_store
 from heliostat.training.attempt import run_store
+from heliostat_jobs.cli import app
 
 STEPS = 4
 
@@ -24,7 +24,7 @@ def test_run__trackers_profile_phases_and_speed_in_deterministic_mode(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     root = open_store(str(tmp_path / "root"))
-    heliostat("dataset", "ingest", str(write_images(tmp_path / "images")), f"{root.url}/tiny")
+    store_images(root)
     recipe = write_recipe(tmp_path / "tiny.yaml", root.url, steps=STEPS, deterministic=True)
     chosen = [
         *("observe.trackers=[tensorboard]", "observe.profile_steps=[1, 3]", "scaling.workers=2"),
@@ -54,19 +54,29 @@ def test_run__trackers_profile_phases_and_speed_in_deterministic_mode(tmp_path: 
     assert b"Self CPU" in run.get("logs/profile-0001-1-3.txt")
 
 
-def test_run__an_online_evaluation_without_datasets_is_a_usage_error(tmp_path: Path) -> None:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """The error of a command that is a usage error."""
+    with pytest.raises(SystemExit) as end:
+        app([*arguments, "--json"])
+    assert end.value.code == 2
+    error: dict[str, str] = json.loads(capsys.readouterr().out)["error"]
+    return error
+
+
+def test_run__an_online_evaluation_without_datasets_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml", str(tmp_path / "root"), steps=STEPS)
-    error = heliostat("run", str(recipe), "--set", "observe.knn.every_steps=2", expect=2)["error"]
+    error = refused(capsys, "run", str(recipe), "--set", "observe.knn.every_steps=2")
     assert "observe.knn.bank names no dataset" in error["message"]
 
 
-def test_run__a_tracker_that_is_not_installed_is_a_usage_error(tmp_path: Path) -> None:
+def test_run__a_tracker_that_is_not_installed_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml", str(tmp_path / "root"), steps=STEPS)
-    code = "import sys; sys.modules['wandb'] = None; from heliostat_jobs.cli import main; main()"
-    arguments = ["run", str(recipe), "--set", "observe.trackers=[wandb]", "--json"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    error = json.loads(done.stdout)["error"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    error = refused(capsys, "run", str(recipe), "--set", "observe.trackers=[wandb]")
     assert error["code"] == "HS-CONF-009"
     assert "wandb" in error["message"]
     assert "heliostat[trackers]" in error["next_step"]

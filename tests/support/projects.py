@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.small_datasets import store_dataset
 from support.worlds import encoded_images, tiny_recipe
+
+from heliostat.storage import Store
 
 CLASSES = 3
 
@@ -20,6 +23,11 @@ def write_images(folder: Path) -> Path:
         label.mkdir(parents=True, exist_ok=True)
         (label / f"{index:03d}.png").write_bytes(data)
     return folder
+
+
+def store_images(root: Store, name: str = "tiny") -> None:
+    """The generated images as a dataset, as an ingest of ``write_images`` would store them, but without one."""
+    store_dataset(root, encoded_images(), name, labels=[f"class-{index}" for index in range(CLASSES)])
 
 
 def write_recipe(path: Path, root: str, **training: Any) -> Path:

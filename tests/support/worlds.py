@@ -9,15 +9,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.order import SampleOrder
@@ -30,6 +32,8 @@ from heliostat.training.feed import StepInput, prepare_slot, slot_batch
 from heliostat.training.state import owned_slices
 
 CPU_DEVICE = torch.device("cpu")
+PRELOADED = ["deepspeed", "torch._dynamo", "torch._inductor.compile_fx", "heliostat.training.zero", "pyarrow.parquet"]
+"""What every worker imports, sooner or later."""
 IMAGES = 96
 ORDER = SampleOrder("ab" * 32, seed=7, group_rows=(16,) * 6, window_groups=2)
 
@@ -188,21 +192,36 @@ def new_networks(recipe: PretrainRecipe) -> tuple[Network, Network]:
 
 
 def run_world(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run ``work(rank, world_size, *arguments)`` in ``world_size`` processes joined by gloo; the results by rank."""
+    """Run ``work(rank, world_size, *arguments)`` in ``world_size`` processes joined by gloo; the results by rank.
+
+    They are forks of a server that has imported DeepSpeed once and done nothing else: an import takes longer than most
+    works.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, (world_size, port, folder, work, arguments), nprocs=world_size)
+        forkserver.set_forkserver_preload(PRELOADED)
+        with patch.dict(os.environ, DS_ACCELERATOR="cpu"):  # DeepSpeed looks when the server imports it
+            forkserver.ensure_running()
+        given = (world_size, port, folder, dict(os.environ), work, arguments)
+        start_processes(_worker, given, nprocs=world_size, start_method="forkserver")
         return [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)
         ]  # written a moment ago by this test's own processes
 
 
 def _worker(
-    rank: int, world_size: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    port: int,
+    folder: str,
+    environment: dict[str, str],
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(
+        environment,
         DS_ACCELERATOR="cpu",
         RANK=str(rank),
         LOCAL_RANK=str(rank),

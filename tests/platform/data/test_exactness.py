@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.data import DataContext
 from support.fault_proxy import Chances, FaultProxy, Kind, Rule
 from support.seaweedfs import BUCKET, s3_environment
 from support.small_datasets import store_dataset
 from support.worlds import tiny_recipe
 
+from heliostat.data import executor_pause
 from heliostat.data import samples as samples_module
 from heliostat.data.crops import slot_crops
 from heliostat.data.ingest import IngestOptions, ingest
@@ -225,7 +227,10 @@ def proxy(s3_server: str) -> Iterator[FaultProxy]:
             environment.setenv(name, value)
         # Chunks of one to five steps: all but the first come through Ray Data.
         environment.setattr("heliostat.data.stream.CHUNK_SAMPLES", GLOBAL_BATCH)
-        with start_ray(num_cpus=2):
+        # Nobody trains here: what the executor costs while it waits does not matter.
+        environment.setattr("heliostat.data.executor_pause.AHEAD_S", executor_pause.AWAITED_S)
+        # Streams set what holds for all of Ray Data in their process; the ingests of other tests are none of theirs.
+        with start_ray(num_cpus=2), DataContext.current(DataContext.get_current().copy()):
             yield proxy
 
 

@@ -18,8 +18,10 @@ import ray
 import ray.data
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.data import DataContext
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
+from heliostat.data import executor_pause
 from heliostat.data.executor_pause import PauseBetweenTurns
 from heliostat.data.manifest import (
     DatasetManifest,
@@ -106,7 +108,11 @@ def local_ray() -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    yield
+    with pytest.MonkeyPatch.context() as quick, DataContext.current(DataContext.get_current().copy()):
+        # Nobody trains here: what the executor costs while it waits does not matter. And what a stream sets for all of
+        # Ray Data in its process ends with these tests.
+        quick.setattr("heliostat.data.executor_pause.AHEAD_S", executor_pause.AWAITED_S)
+        yield
     ray.shutdown()
 
 
