@@ -26,9 +26,9 @@ HEALTH_CHECKS: Mapping[str, int] = {
 }
 """Of the head's system configuration."""
 _STORE_BYTES = 200 * 2**20
-_HEAD_CPUS = 4
-_NODE_CPUS = 4
-"""More than there are, so that data tasks and workers never wait for each other."""
+_HEAD_CPUS = 2
+_NODE_CPUS = 2
+"""Per worker: data tasks and workers never wait for each other."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class SimulatedCluster:
     def add_node(self, workers: int = 1) -> str:
         """Start a node with room for workers; its id. From the main thread only, as Ray wants it."""
         node = self.cluster.add_node(
-            num_cpus=_NODE_CPUS,
+            num_cpus=_NODE_CPUS * workers,
             resources={WORKER_RESOURCE: workers},
             object_store_memory=_STORE_BYTES,
             labels={"ray.io/market-type": "spot"},
@@ -104,7 +104,8 @@ def simulated_cluster(nodes: int, workers_per_node: int = 1) -> Iterator[Simulat
             "num_cpus": _HEAD_CPUS,
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
-            "_system_config": dict(HEALTH_CHECKS),
+            # Ray would start a process per CPU and node before anybody asks for one.
+            "_system_config": {**HEALTH_CHECKS, "prestart_worker_first_driver": False},
         },
     )
     simulated = SimulatedCluster(cluster)

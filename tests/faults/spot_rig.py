@@ -33,8 +33,8 @@ from heliostat.training.attempt import run_store
 from heliostat_cluster.simulated import WORKER_RESOURCE, SimulatedCluster, simulated_cluster
 
 IMAGES, GROUP_ROWS = 1024, 32
-GLOBAL_BATCH, SLOT_BATCH = 24, 2
-"""Twelve slots: 1, 2, 3 and 4 workers take each a round less than the one before."""
+GLOBAL_BATCH, SLOT_BATCH = 12, 2
+"""Six slots: 1, 2 and 3 workers take 6, 3 and 2 rounds."""
 DATASET = "tiny"
 _DEADLINE_S = 300.0
 _LEFT_S = 20.0
@@ -225,7 +225,7 @@ class SpotRig:
 
     @contextmanager
     def run(
-        self, name: str, steps: int, *settings: str, pace_s: float = 0.2, poison: int | None = None
+        self, name: str, steps: int, *settings: str, pace_s: float = 0.4, poison: int | None = None
     ) -> Iterator[LiveSpotRun]:
         """A run of its own name; nothing of it is left afterwards, whatever happens."""
         notes, log = self.folder / f"{name}-notes", self.folder / f"{name}.log"

@@ -14,6 +14,8 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerGroupStartupFailedError,
@@ -56,7 +58,8 @@ class ElasticController(TrainController):  # type: ignore[misc]  # Ray is not ty
 
     def __init__(self, spec: SupervisorSpec, **arguments: Any) -> None:
         os.environ.update(_CONTROLLER_ENV)
-        self._supervisor = Supervisor(spec)
+        # Workers get these variables besides their own.
+        self._supervisor = Supervisor(spec, get_env_vars_to_propagate())
         config = arguments["scaling_policy"].scaling_config
         arguments["scaling_policy"] = _Scaling(config, self._supervisor)
         arguments["failure_policy"] = _Failures(self)
@@ -230,6 +233,10 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, spec: SupervisorSpec, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._spec = spec
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without that for Ray's datasets: none is given, and it would start a process for them all the same."""
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

@@ -16,6 +16,10 @@ from typing import Any
 from heliostat.observe.segments import utc_now
 
 
+_UNUSUAL_STEPS = 3
+"""At the start of an attempt: caches and memory pools fill."""
+
+
 class Order(StrEnum):
     """What the driver asks for; carried out at the next step boundary, by all workers together."""
 
@@ -82,6 +86,8 @@ class Mailbox:
     lost_holder: bool = False
     _step_began: float | None = None
     _arrived: bool = True
+    _steps_seen: int = 0
+    """Of the attempt."""
     received: deque[tuple[Order, str]] = field(default_factory=deque)
     """Orders that nobody has written down yet, and when they came."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -90,6 +96,7 @@ class Mailbox:
         """Nothing has been done yet."""
         self.attempt = attempt
         self.has_trained = False
+        self._steps_seen = 0
         self.beat()
 
     def training_ends(self) -> None:
@@ -115,12 +122,14 @@ class Mailbox:
         """The training thread is about to exchange something with the other workers."""
         if not self._arrived and self._step_began is not None:
             self._arrived = True
-            self.local_s = _mean(self.local_s, time.monotonic() - self._step_began)
+            if self._steps_seen >= _UNUSUAL_STEPS:
+                self.local_s = _mean(self.local_s, time.monotonic() - self._step_began)
 
     def step_ends(self, steps_done: int) -> None:
         """So many steps are done."""
-        if self._step_began is not None:
+        if self._step_began is not None and self._steps_seen >= _UNUSUAL_STEPS:
             self.step_s = _mean(self.step_s, time.monotonic() - self._step_began)
+        self._steps_seen += 1
         self.beat()
         self.steps_done = steps_done
         self.has_trained = True

@@ -7,7 +7,7 @@ nothing of Ray Train; a group of workers is a ``Group`` to it.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from heliostat.config.scaling import ScalingConfig
@@ -17,7 +17,7 @@ from heliostat.elastic.holders import ensure_holders
 from heliostat.elastic.nodes import NodeWatch, clocks, read_nodes
 from heliostat.elastic.policy import ClusterView, Decision, Keep, Limits, Resize, decide
 from heliostat.elastic.signals import Assignment, AttemptStoppedError, Order, Pulse, assign, deliver, pulse, stacks
-from heliostat.elastic.standby import start_standby
+from heliostat.elastic.standby import StandbyKind, start_standby
 from heliostat.errors import HeliostatError, PreemptedError, TrainingFailedError
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.storage import Store
@@ -27,8 +27,11 @@ _log = logging.getLogger(__name__)
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
-_STRAGGLER_TICKS = 6
+_STRAGGLER_STEPS = 10
+"""For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
+_OF_RAY_TRAIN = StandbyKind({}, 1, is_nested=False)
+"""What Ray Train starts beside the controller for each group."""
 DRIVER_STREAM = "driver"
 """Of the events that the driver writes, beside those of the attempts."""
 
@@ -45,8 +48,8 @@ class SupervisorSpec:
     slots: int
     per_worker: Mapping[str, float]
     """Ray resources of a worker."""
-    standby: Sequence[tuple[Mapping[str, str], int]]
-    """Environments of the processes that a worker needs on its node, its own among them, and how many of each."""
+    standby: Sequence[StandbyKind]
+    """What a worker needs on its node, in the order in which it needs it."""
     takes_snapshots: bool
     flush_interval_s: float
 
@@ -84,6 +87,7 @@ class _Watched:
     stopping: Cause | None = None
     hung: dict[int, float] = field(default_factory=dict)
     slow: dict[int, int] = field(default_factory=dict)
+    """Since which step."""
     named: set[int] = field(default_factory=set)
     has_standby: bool = False
 
@@ -101,10 +105,16 @@ class _Watched:
 
 
 class Supervisor:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, spec: SupervisorSpec) -> None:
+    Args:
+        spec: What there is to look after.
+        worker_env: Environment variables that every worker gets besides those of ``spec.standby``.
+    """
+
+    def __init__(self, spec: SupervisorSpec, worker_env: Mapping[str, str]) -> None:
         self._spec = spec
+        self._worker_env = worker_env
         self._nodes = NodeWatch()
         self._budgets = Budgets(spec.scaling.max_failures)
         self._events = EventWriter(spec.store, 0, None, spec.flush_interval_s, stream=DRIVER_STREAM)
@@ -345,9 +355,9 @@ class Supervisor:
         if len(group.pulses) < len(group.members) or min(p.steps_done for p in group.pulses.values()) == 0:
             return
         found = stragglers([group.pulses[member.rank].local_s for member in group.members])
-        group.slow = {rank: group.slow.get(rank, 0) + 1 for rank in found}
-        for rank, ticks in group.slow.items():
-            if ticks >= _STRAGGLER_TICKS and rank not in group.named:
+        group.slow = {rank: group.slow.get(rank, self._furthest) for rank in found}
+        for rank, since_step in group.slow.items():
+            if self._furthest - since_step >= _STRAGGLER_STEPS and rank not in group.named:
                 group.named.add(rank)
                 self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(found[rank], 2))
 
@@ -358,10 +368,15 @@ class Supervisor:
         if not group.pulses[0].has_trained or time.monotonic() - group.began < after_s:
             return
         group.has_standby = True
-        for node_id, workers in group.on_node.items():
-            for environment, count in self._spec.standby:
-                if node_id in self._nodes.nodes:
-                    start_standby(self._nodes.nodes[node_id], environment, workers * count)
+        import ray
+
+        here = self._nodes.nodes.get(ray.get_runtime_context().get_node_id())
+        if here is not None:
+            start_standby(here, _OF_RAY_TRAIN, 1)
+        for kind in self._spec.standby:
+            of_kind = replace(kind, environment={**self._worker_env, **kind.environment})
+            for node_id in group.on_node.keys() & self._nodes.nodes.keys():
+                start_standby(self._nodes.nodes[node_id], of_kind, group.on_node[node_id])
 
     # When an attempt has ended.
 

@@ -1,7 +1,8 @@
 """From the sample stream to what a training step takes, made ahead of it in a process of its own."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from heliostat.data.draws import Draws
 from heliostat.data.photometric_torch import apply_photometric
 from heliostat.data.samples import Samples
 from heliostat.data.slots import SlotPlan
+from heliostat.elastic.standby import import_hook
 from heliostat.errors import DecoderCrashedError
 from heliostat.models.block import DropPlan
 from heliostat.models.normalise import normalise
@@ -38,9 +40,6 @@ KEEP_MEMORY_ENV = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 """Environment of processes that use the same large blocks again and again."""
-
-FEEDER_ENV = {**KEEP_MEMORY_ENV, "OMP_NUM_THREADS": "1"}
-"""Of a feeder, besides its worker's."""
 
 StreamFrom = Callable[[int], Iterable[Samples]]
 """Samples of each step from a step on."""
@@ -162,6 +161,13 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
 def _on_device(crops_NPPC: NDArray[np.uint8], device: torch.device) -> Tensor:
     crops = torch.from_numpy(crops_NPPC) if crops_NPPC.flags.writeable else _writable(crops_NPPC)
     return crops.to(device, non_blocking=True)
+
+
+def feeder_env(of_worker: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables of a feeder, besides those of its worker."""
+    hook = import_hook("heliostat.training.warm_up.of_feeder")
+    own = hook if hook.keys() <= of_worker.keys() else {}
+    return {**KEEP_MEMORY_ENV, "OMP_NUM_THREADS": "1", **own}
 
 
 class Feeder:
@@ -346,7 +352,7 @@ def _placement(recipe: PretrainRecipe) -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    environment = {"runtime_env": {"env_vars": FEEDER_ENV}}
+    environment = {"runtime_env": {"env_vars": feeder_env(os.environ)}}
     if recipe.streaming.crops_on == "pool":
         return {"num_cpus": 1, "resources": {recipe.streaming.pool_resource: 1}, **environment}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -13,13 +13,13 @@ from typing import Any
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.elastic.holders import remove_holders
-from heliostat.elastic.standby import import_hook
+from heliostat.elastic.standby import StandbyKind, import_hook
 from heliostat.elastic.supervisor import SupervisorSpec
 from heliostat.errors import TrainingFailedError
 from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec, run_store, train_attempt
 from heliostat.training.determinism import DETERMINISTIC_ENV
-from heliostat.training.feed import FEEDER_ENV, KEEP_MEMORY_ENV
+from heliostat.training.feed import KEEP_MEMORY_ENV, feeder_env
 
 COLLECTIVE_TIMEOUT_S = 120
 CPU_WORKER_ENV = {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY_ENV}
@@ -95,17 +95,16 @@ def run_id_of(root: Store, name: str) -> str:
     return f"{name}-{hashlib.sha256(root.url.encode()).hexdigest()[:8]}"
 
 
-def _standby(recipe: PretrainRecipe, environment: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    if recipe.streaming.crops_on == "pool":
-        return [(environment, 1)]
-    of_feeder = {**environment, **FEEDER_ENV}
-    if of_feeder == environment:
-        return [(environment, 1 + recipe.streaming.crop_processes)]
-    return [(environment, 1), (of_feeder, recipe.streaming.crop_processes)]
+def _standby(recipe: PretrainRecipe, environment: dict[str, str]) -> list[StandbyKind]:
+    kinds = [StandbyKind(environment, 1, is_nested=False)]
+    if recipe.streaming.crops_on == "trainer":
+        of_feeder = {**environment, **feeder_env(environment)}
+        kinds.append(StandbyKind(of_feeder, recipe.streaming.crop_processes, is_nested=True))
+    return kinds
 
 
 def _worker_env(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, str]:
     cpus = str(max(1, int(recipe.scaling.cpus_per_worker)))
     kernels = DETERMINISTIC_ENV if recipe.training.deterministic else {}
-    hook = import_hook() if recipe.scaling.standby_after_s is not None else {}
+    hook = import_hook("heliostat.training.warm_up.of_worker") if recipe.scaling.standby_after_s is not None else {}
     return {**hook, **kernels, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}
