@@ -38,6 +38,8 @@ class SimulatedCluster:
     cluster: Any
     nodes: list[Any] = field(default_factory=list)
     """Ray's objects, in the order in which they came; those that have gone are gone from here too."""
+    drained: set[str] = field(default_factory=set)
+    """Ids of nodes that were announced to go; Ray gives them no more work, even if they stay."""
 
     @property
     def address(self) -> str:
@@ -77,6 +79,7 @@ class SimulatedCluster:
         )
         if not accepted:
             raise RuntimeError(f"Ray refuses to drain {node_id}: {reason}")
+        self.drained.add(node_id)
 
     def freeze_node(self, node_id: str, is_frozen: bool = True) -> None:
         """Stop a node's processes without ending them, or let them go on: a network that is cut looks like this."""

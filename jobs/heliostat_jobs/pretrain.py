@@ -12,6 +12,7 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import NoDataPoolError, TooFewGpusError
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
+from heliostat.observe.prometheus import RayMetrics, run_values
 from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.single_process import single_process_run
@@ -73,7 +74,12 @@ def train_on_ray(
     recipe: PretrainRecipe, run: OpenedRun, attempt: Callable[[dict[str, Any]], None] = train_attempt
 ) -> None:
     """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
-    with watch_run(run.store, recipe.training.steps):
+    metrics = RayMetrics(recipe.name)
+    with watch_run(
+        run.store,
+        recipe.training.steps,
+        publish=lambda ledger, status: metrics.publish(run_values(ledger, status)),
+    ):
         _check_pool(recipe)
         fit(_spec(recipe, run), _use_gpu(recipe), attempt)
 

@@ -9,14 +9,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from faults import frame
 from faults.frame import Outcome
 from faults.rig import Rig, rig
 from faults.rows import bad_wire, dead_feeder, expired_credentials, hostile_images, random_faults, storage_outage
+from faults.spot_rig import SpotRig, spot_rig
+from faults.spot_rows import nodes, notices, processes, random_plan, steps
 
 Row = Callable[[Rig], list[Outcome]]
+SpotRow = Callable[[SpotRig], list[Outcome]]
 
 ROWS: dict[str, Row] = {
     "hostile_images": hostile_images.inject,
@@ -27,26 +31,64 @@ ROWS: dict[str, Row] = {
     "random": random_faults.inject,
 }
 
+SPOT_ROWS: dict[str, SpotRow] = {
+    "worker_deaths": processes.deaths,
+    "worker_hang": processes.hang,
+    "straggler": processes.straggler,
+    "node_loss": nodes.loss,
+    "all_nodes_lost": nodes.all_lost,
+    "growth": nodes.growth,
+    "flapping_node": nodes.flapping,
+    "partition": nodes.partition,
+    "notices": notices.in_time,
+    "early_reclaim": notices.too_early,
+    "false_alarm": notices.false_alarm,
+    "two_notices": notices.two_at_once,
+    "poisoned_batch": steps.poisoned_batch,
+    "full_disk": steps.full_disk,
+    "random_spot": random_plan.inject,
+}
+_WORKERS = 3
+_SHARE_OF_DATA = 4
+"""One random fault of so many is one of the data plane."""
+
 
 def main(names: Sequence[str]) -> int:
     """Run the rows and print what became of them."""
     outcomes: list[Outcome] = []
     seed, faults = int(os.environ.get("CHAOS_SEED", "0")), int(os.environ.get("CHAOS_FAULTS", "10"))
-    with (
-        tempfile.TemporaryDirectory(prefix="heliostat-chaos-", ignore_cleanup_errors=True) as folder,
-        rig(Path(folder), seed, faults) as place,
-    ):
-        for name in names or ROWS:
-            outcomes += _outcomes(name, place)
+    of_data = faults // _SHARE_OF_DATA
+    chosen = names or [*ROWS, *SPOT_ROWS]
+    if unknown := set(chosen) - ROWS.keys() - SPOT_ROWS.keys():
+        print(
+            f"there is no row {', '.join(sorted(unknown))}; there are {', '.join([*ROWS, *SPOT_ROWS])}", file=sys.stderr
+        )
+        return 2
+    with tempfile.TemporaryDirectory(prefix="heliostat-chaos-", ignore_cleanup_errors=True) as folder:
+        if any(name in ROWS for name in chosen):
+            with rig(Path(folder), seed, of_data) as place:
+                for name in [name for name in chosen if name in ROWS]:
+                    outcomes += _outcomes(name, partial(ROWS[name], place))
+        if any(name in SPOT_ROWS for name in chosen):
+            with spot_rig(Path(folder), _WORKERS, seed, faults - of_data) as spot:
+                for name in [name for name in chosen if name in SPOT_ROWS]:
+                    outcomes += _outcomes(name, partial(_on_whole_cluster, SPOT_ROWS[name], spot))
+                if left := spot.left_behind():
+                    outcomes.append(Outcome("end of all runs", survived=False, note=f"left behind: {', '.join(left)}"))
     print(frame.table(outcomes))
     print(frame.totals(outcomes))
     return 0 if all(outcome.survived for outcome in outcomes) else 1
 
 
-def _outcomes(name: str, place: Rig) -> list[Outcome]:
+def _on_whole_cluster(row: SpotRow, spot: SpotRig) -> list[Outcome]:
+    spot.renew()
+    return row(spot)
+
+
+def _outcomes(name: str, row: Callable[[], list[Outcome]]) -> list[Outcome]:
     started = time.monotonic()
     try:
-        found = ROWS[name](place)
+        found = row()
     except Exception as error:  # whatever a row runs into is its outcome, and the other rows go on
         found = [Outcome(name, survived=False, lost=None, repeated=None, note=f"{type(error).__name__}: {error}"[:400])]
     print(f"  {name}: {len(found)} faults in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

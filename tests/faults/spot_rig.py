@@ -5,6 +5,7 @@ The truth is a run of the same recipe that nothing is done to.
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,11 +23,14 @@ from faults.rig import images, unix
 from support.processes import end_session, is_running, titled
 from support.projects import write_recipe
 from support.small_datasets import store_dataset
+from support.whole_runs import assert_run_equals_plain_training
+from support.worlds import tiny_recipe
 
 from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.observe.events import Event, EventType, read_events
+from heliostat.observe.goodput import ledger
 from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, merged_curve, read_metrics
 from heliostat.observe.segments import SegmentTail
 from heliostat.storage import Store, open_store
@@ -36,6 +41,8 @@ IMAGES, GROUP_ROWS = 1024, 32
 GLOBAL_BATCH, SLOT_BATCH = 12, 2
 """Six slots: 1, 2 and 3 workers take 6, 3 and 2 rounds."""
 DATASET = "tiny"
+_WIDTH = tiny_recipe().model.embed_dim
+_TOLERANCE = 1e-5
 _DEADLINE_S = 300.0
 _LEFT_S = 20.0
 _OF_RAY = frozenset({"_AutoscalingCoordinatorActor", "_UsageCollectionActor", "_StatsActor"})
@@ -80,6 +87,19 @@ class SpotRun:
             lost.append(done - (after[0].fields["step"] if after else done))
         return lost
 
+    def goodput(self) -> float:
+        """Share of the time in which steps were made that count."""
+        return ledger(self.lines, self.events).goodput or 0.0
+
+    def equals_bitwise(self, other: "SpotRun") -> bool:
+        """Whether the same images in the same steps gave the same bits."""
+        mine, theirs = self.state(), other.state()
+        return (
+            (self.manifest.digest_of_ids, self.steps) == (other.manifest.digest_of_ids, other.steps)
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        )
+
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor of the last checkpoint."""
         reader = CheckpointReader(self.store, self.manifest)
@@ -111,13 +131,29 @@ class LiveSpotRun:
     process: "subprocess.Popen[bytes]"
     notes: Path
     log: Path
+    pace_s: float
     done_at: list[tuple[Fault, float]] = field(default_factory=list)
     """What was done, and in Unix time when it began to harm."""
+    came_at: list[float] = field(default_factory=list)
+    """Unix times at which nodes were there that were added."""
     _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _step: int = -1
 
     def __post_init__(self) -> None:
         self._tail = SegmentTail(self.store, METRICS_PREFIX)
+
+    def pid_of(self, rank: int) -> int:
+        """Of a worker's process."""
+        return self._ranks()[rank][0]
+
+    def node_of(self, rank: int) -> str:
+        """Id of a worker's node."""
+        return self._ranks()[rank][1]
+
+    def wait_s(self, seconds: float) -> None:
+        """Let time pass; what was put off is done meanwhile."""
+        deadline = time.monotonic() + seconds
+        self.wait_until(lambda: time.monotonic() >= deadline, f"{seconds:g} s")
 
     def carry_out(self, plan: Sequence[Fault]) -> None:
         """Do what is planned, each when its step has been told of."""
@@ -130,6 +166,7 @@ class LiveSpotRun:
         if fault.kind is Kind.ADD_NODE:
             self.done_at.append((fault, time.time()))
             self.cluster.add_node()
+            self.came_at.append(time.time())
             return
         ranks = self._ranks()
         pid, node_id = ranks[fault.rank % len(ranks)]
@@ -218,6 +255,11 @@ class SpotRig:
     folder: Path
     cluster: SimulatedCluster
     workers: int
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    faults: int = 0
+    """How many the random part has."""
+    steps: int = 160
+    """Of every run but random ones."""
 
     def __post_init__(self) -> None:
         self.root = open_store(str(self.folder / "root"))
@@ -260,10 +302,46 @@ class SpotRig:
                 start_new_session=True,
             )
         try:
-            yield LiveSpotRun(self.cluster, run_store(self.root, name), process, notes, log)
+            yield LiveSpotRun(self.cluster, run_store(self.root, name), process, notes, log, pace_s)
         finally:
             end_session(process.pid)
             process.wait()
+
+    @cached_property
+    def undisturbed(self) -> SpotRun:
+        """The truth."""
+        self.renew()
+        with self.run("undisturbed", self.steps) as live:
+            run = live.finish()
+        if run.causes():
+            raise AssertionError(f"an undisturbed run was interrupted: {run.causes()}")
+        return run
+
+    def is_exact(self, run: SpotRun, steps: int | None = None) -> bool:
+        """Whether a run saw the planned images, told of each step once, and ended with the parameters of the truth.
+
+        Of a run of other length than the truth, a plain process that trains the same is the truth.
+        """
+        if run.steps != list(range(steps or self.steps)):
+            return False
+        if steps is not None:
+            return self._equals_plain(run)
+        truth = self.undisturbed
+        same_ids = run.manifest.digest_of_ids == truth.manifest.digest_of_ids
+        return same_ids and run.distance(truth, _WIDTH) <= _TOLERANCE
+
+    def _equals_plain(self, run: SpotRun) -> bool:
+        try:
+            assert_run_equals_plain_training(self.root, run.store.url.rsplit("/", 1)[-1])
+        except AssertionError:
+            return False
+        return True
+
+    def renew(self) -> None:
+        """As many nodes as there were at first, none of which was ever announced to go."""
+        for node in [node for node in self.cluster.nodes if node.node_id in self.cluster.drained]:
+            self.cluster.kill_node(node.node_id)
+        self.whole()
 
     def whole(self) -> None:
         """As many nodes as there were at first."""
@@ -311,10 +389,10 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def spot_rig(folder: Path, workers: int) -> Iterator[SpotRig]:
+def spot_rig(folder: Path, workers: int, seed: int = 0, faults: int = 0) -> Iterator[SpotRig]:
     """A cluster with a node per worker, and a dataset."""
     with simulated_cluster(workers) as cluster:
-        yield SpotRig(folder, cluster, workers)
+        yield SpotRig(folder, cluster, workers, random.Random(seed), faults)
 
 
 def outcomes(run: SpotRun, live: LiveSpotRun, exact: bool) -> list[Outcome]:

@@ -5,6 +5,7 @@ nothing of Ray Train; a group of workers is a ``Group`` to it.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ _SPARE_STOP_S = 1.0
 _STRAGGLER_STEPS = 10
 """For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
+_WAIT_TOLD_AGAIN_S = 60.0
 _OF_RAY_TRAIN = StandbyKind({}, 1, is_nested=False)
 """What Ray Train starts beside the controller for each group."""
 DRIVER_STREAM = "driver"
@@ -123,7 +125,7 @@ class Supervisor:
         self._attempt = 0
         self._furthest = 0
         self._waits_since: float | None = None
-        self._told_wait = False
+        self._told_wait_at = -math.inf
         self.verdict: HeliostatError | None = None
         """Why the run was given up, if it was."""
         self._event(
@@ -158,14 +160,14 @@ class Supervisor:
         decision = decide(view, 0, self._limits())
         now = time.monotonic()
         if isinstance(decision, Resize):
-            self._waits_since, self._told_wait = None, False
+            self._waits_since, self._told_wait_at = None, -math.inf
             return decision.workers
         if view.healthy >= self._spec.scaling.min_workers:
             return None  # there is room, it only has to settle
         self._waits_since = self._waits_since or now
         waited_s = now - self._waits_since
-        if waited_s > _WAIT_TOLD_S and not self._told_wait:
-            self._told_wait = True
+        if waited_s > _WAIT_TOLD_S and now - self._told_wait_at > _WAIT_TOLD_AGAIN_S:
+            self._told_wait_at = now  # again and again: it is the only sign that somebody still waits
             needed = self._spec.scaling.min_workers
             self._event(EventType.CAPACITY_AWAITED, usable=view.healthy, needed=needed)
         patience = self._spec.scaling.wait_minutes

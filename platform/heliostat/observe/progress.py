@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -82,6 +82,7 @@ class RunWatch:
         console: Where to show it; standard error unless told otherwise, so that ``--json`` owns standard output.
         poll_interval_s: Seconds between looks at the store.
         line_interval_s: Seconds between plain lines, at least.
+        publish: Told of the run as a whole after every look.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class RunWatch:
         *,
         poll_interval_s: float = 1.0,
         line_interval_s: float = LINE_INTERVAL_S,
+        publish: Callable[[Ledger, RunStatus], None] = lambda ledger, status: None,
     ) -> None:
         self.status = RunStatus(total_steps)
+        self._publish = publish
         self.ledger: Ledger = ledger([], [])
         self._happened: list[Event] = []
         self._steps: list[StepMetrics] = []
@@ -132,6 +135,7 @@ class RunWatch:
             return
         self._account(events, metrics)
         status = self.status = replace(after_lines(self.status, events, metrics), goodput=self.ledger.goodput)
+        self._publish(self.ledger, status)
         description = f"{status.phase} {status.step:,}/{status.total_steps:,}"
         self._view.show(description, status.step, status.total_steps, run_details(status), run_line(status))
 
@@ -148,10 +152,15 @@ class RunWatch:
 
 @contextmanager
 def watch_run(
-    store: Store, total_steps: int, console: Console | None = None, *, line_interval_s: float = LINE_INTERVAL_S
+    store: Store,
+    total_steps: int,
+    console: Console | None = None,
+    *,
+    line_interval_s: float = LINE_INTERVAL_S,
+    publish: Callable[[Ledger, RunStatus], None] = lambda ledger, status: None,
 ) -> Iterator[RunWatch]:
     """Show a run while the block runs; see `RunWatch`."""
-    watch = RunWatch(store, total_steps, console, line_interval_s=line_interval_s)
+    watch = RunWatch(store, total_steps, console, line_interval_s=line_interval_s, publish=publish)
     watch.start()
     try:
         yield watch

@@ -1,0 +1,27 @@
+"""Random faults of workers and nodes, one after the other; all of them follow from the seed."""
+
+from dataclasses import replace
+
+from faults.frame import Outcome
+from faults.plan import random_plan
+from faults.spot_rig import SpotRig, outcomes
+
+_PER_RUN = 10
+_FIRST, _APART = 25, 40
+
+
+def inject(rig: SpotRig) -> list[Outcome]:
+    """As many as were asked for, some on each run."""
+    found: list[Outcome] = []
+    number = 0
+    while len(found) < rig.faults:
+        rig.renew()
+        plan = random_plan(rig.rng, min(_PER_RUN, rig.faults - len(found)), _FIRST, _APART, rig.workers)
+        steps = plan[-1].step + _APART
+        with rig.run(f"random-{number}", steps) as live:
+            live.carry_out(plan)
+            run = live.finish()
+        mine = outcomes(run, live, rig.is_exact(run, steps))
+        found += [replace(mine[0], goodput=run.goodput()), *mine[1:]]
+        number += 1
+    return found
