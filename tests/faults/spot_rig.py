@@ -132,6 +132,8 @@ class LiveSpotRun:
     notes: Path
     log: Path
     pace_s: float
+    limit_s: float = _DEADLINE_S
+    """For the whole run."""
     done_at: list[tuple[Fault, float]] = field(default_factory=list)
     """What was done, and in Unix time when it began to harm."""
     came_at: list[float] = field(default_factory=list)
@@ -200,7 +202,7 @@ class LiveSpotRun:
             self._step = max([self._step, *(int(line["step"]) for line in self._tail.poll() if "step" in line)])
             return self._step >= step
 
-        self.wait_until(told, f"step {step}")
+        self.wait_until(told, f"step {step}", self.limit_s)
 
     def wait_until(self, done: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> None:
         """Until something is so; what was put off is done meanwhile."""
@@ -240,10 +242,10 @@ class LiveSpotRun:
 
     def end(self) -> int:
         """Wait for the end, whatever it is like; the exit status."""
-        deadline = time.monotonic() + _DEADLINE_S
+        deadline = time.monotonic() + self.limit_s
         while self.process.poll() is None:
             if time.monotonic() > deadline:
-                raise AssertionError(f"the run did not end within {_DEADLINE_S:g} s: {self.tail_of_log()}")
+                raise AssertionError(f"the run did not end within {self.limit_s:g} s: {self.tail_of_log()}")
             self.tick()
         return int(self.process.returncode)
 

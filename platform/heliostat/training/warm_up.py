@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Sequence
 
+_LOWEST_PRIORITY = 19
 _OF_FEEDER = ("heliostat.training.feed", "heliostat.data.stream", "ray.data")
 _OF_WORKER = (
     "ray.train.torch",
@@ -43,6 +44,6 @@ def _give_way_and_import(modules: Sequence[str]) -> None:
 
 
 def _import(modules: Sequence[str]) -> None:
-    os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)  # Linux: of this thread alone
     for name in modules:
         importlib.import_module(name)
