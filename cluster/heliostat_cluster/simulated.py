@@ -88,6 +88,10 @@ class SimulatedCluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if is_frozen else signal.SIGCONT)
 
+    def processes(self) -> set[int]:
+        """Pids of all nodes' processes and of what runs under them, the head's too."""
+        return {pid for node in self.cluster.list_all_nodes() for pid in _processes(node)}
+
     def _find(self, node_id: str) -> Any:
         return next(node for node in self.nodes if node.node_id == node_id)
 

@@ -22,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -52,7 +54,14 @@ _TURNS = 3
 _LIMIT_S = 2700.0
 
 
-def _recipe(rig: SpotRig, name: str, steps: int, workers: int, is_large: bool = False, **checkpoint: Any) -> Path:
+def _recipe(
+    rig: SpotRig,
+    name: str,
+    steps: int,
+    workers: int,
+    checkpoint: Mapping[str, Any] = MappingProxyType({}),
+    is_large: bool = False,
+) -> Path:
     recipe = json.loads(tiny_recipe(steps=steps, global_batch=12, slot_batch=2).model_dump_json())
     if is_large:
         recipe["model"] |= {"embed_dim": 192, "depth": 6, "heads": 3, "patch_px": 8}
@@ -101,8 +110,7 @@ def _step_seconds(rig: SpotRig, name: str) -> list[tuple[int, float]]:
     """Index and duration of each step but the first ones."""
     curve = merged_curve(read_metrics(run_store(rig.root, name)))
     ends = [(line.step, unix(line.time_utc)) for line in curve]
-    pairs = zip(ends, ends[1:], strict=False)
-    return [(step, end - before) for (_, before), (step, end) in pairs if step >= _WARM_UP_STEPS]
+    return [(step, end - before) for (_, before), (step, end) in pairwise(ends) if step >= _WARM_UP_STEPS]
 
 
 def snapshot_cost(rig: SpotRig) -> Spread:
@@ -114,11 +122,14 @@ def snapshot_cost(rig: SpotRig) -> Spread:
     for step, seconds in _step_seconds(rig, "toggled"):
         blocks.setdefault(step // _BLOCK_STEPS, []).append(seconds)
     means = {number: statistics.mean(values) for number, values in blocks.items() if len(values) == _BLOCK_STEPS}
-    costs = []
-    for number in sorted(means):
-        if number % 2 and {number - 1, number + 1} <= means.keys():  # between its neighbours: the machine drifts
-            costs.append((means[number - 1] + means[number + 1]) / 2 / means[number] - 1)
-    return Spread(tuple(costs))
+    # Each block without, against its neighbours: the machine drifts.
+    return Spread(
+        tuple(
+            (means[number - 1] + means[number + 1]) / 2 / means[number] - 1
+            for number in sorted(means)
+            if number % 2 and {number - 1, number + 1} <= means.keys()
+        )
+    )
 
 
 def elastic_cost(rig: SpotRig, turns: int) -> Spread:
@@ -128,7 +139,7 @@ def elastic_cost(rig: SpotRig, turns: int) -> Spread:
         seconds = {}
         for kind in ("ours", "stock"):
             name = f"cost-{kind}-{turn}"
-            recipe = _recipe(rig, name, _TURN_STEPS, 2, is_large=True, memory_every_steps=0)
+            recipe = _recipe(rig, name, _TURN_STEPS, 2, {"memory_every_steps": 0}, is_large=True)
             with _driver(rig, kind, recipe, 0.0) as live:
                 live.end()
             seconds[kind] = statistics.median(value for _, value in _step_seconds(rig, name))
@@ -142,7 +153,7 @@ def recovery_s(rig: SpotRig, kind: str, turn: int) -> float:
     rig.renew()
     name = f"recovery-{kind}-{turn}"
     every = {"every_steps": 5} if kind == "stock" else {}
-    recipe = _recipe(rig, name, 140, rig.workers, **every)
+    recipe = _recipe(rig, name, 140, rig.workers, every)
     with _driver(rig, kind, recipe, 0.4) as live:
         live.wait_for_step(100)
         live.do(Fault(100, Kind.KILL_NODE, 1))

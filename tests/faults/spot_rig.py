@@ -366,9 +366,9 @@ class SpotRig:
                     for group in ray.util.placement_group_table().values()
                     if group["state"] != "REMOVED"
                 ]
-                processes = [
-                    f"process {title}" for _, title in titled(("ray::RayTrainWorker", "ray::Feeder", "ray::Holder"))
-                ]
+                below = self.cluster.processes()
+                ours = ("ray::RayTrainWorker", "ray::Feeder", "ray::Holder", "ray::ElasticController")
+                processes = [f"process {title}" for pid, title in titled(ours) if pid in below]
                 found = [*actors, *groups, *processes]
                 if not found or time.monotonic() > deadline:
                     return found
