@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
+_HOLDERS_AGAIN_S = 10.0
 _STRAGGLER_STEPS = 10
 """For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
@@ -92,6 +93,8 @@ class _Watched:
     """Since which step."""
     named: set[int] = field(default_factory=set)
     has_standby: bool = False
+    holders_at: float = 0.0
+    """When workers were told of holders."""
 
     @property
     def on_node(self) -> dict[str, int]:
@@ -193,15 +196,18 @@ class Supervisor:
         self._group = watched = _Watched(group.members, time.monotonic())
         if not self._spec.takes_snapshots:
             return
-        used = sorted(watched.on_node)
-        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
-        self._keep_holders([*used, *others[: 1 if len(used) == 1 else 0]])
         import ray
 
-        ray.get([member.call(assign, self._assignment(member, used, others)) for member in watched.members])
+        ray.get(self._assign_holders(watched))
 
-    def _keep_holders(self, nodes: Sequence[str]) -> None:
-        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, nodes)}
+    def _assign_holders(self, group: _Watched) -> list[Any]:
+        """Start holders where there are none, and tell workers of them; Ray's references to the telling."""
+        used = sorted(group.on_node)
+        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
+        wanted = [*used, *others[: 1 if len(used) == 1 else 0]]
+        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, wanted)}
+        group.holders_at = time.monotonic()
+        return [member.call(assign, self._assignment(member, used, others)) for member in group.members]
 
     def _known_holders(self) -> dict[str, Any]:
         """Those of this run on nodes that are there: of the attempts before, or of another driver."""
@@ -268,8 +274,9 @@ class Supervisor:
         if first is not None:
             self._attempt = max(self._attempt, first.attempt)
             self._furthest = max(self._furthest, first.steps_done)
-        if any(each.lost_holder for each in group.pulses.values()):
-            self._keep_holders(sorted(group.on_node))
+        has_lost = any(each.lost_holder for each in group.pulses.values())
+        if has_lost and now - group.holders_at > _HOLDERS_AGAIN_S:
+            self._assign_holders(group)
 
     def _tell(self, group: _Watched, order: Order) -> None:
         for member in group.members:
@@ -411,7 +418,9 @@ class Supervisor:
         if is_free or self._budgets.allows(found.cause, self._furthest):
             return True
         self.verdict = self._verdict(found)
-        self._event(EventType.GAVE_UP, cause=str(found.cause), detail=found.detail)
+        if found.traceback:
+            self.verdict.add_note(f"The first worker that failed:\n{found.traceback}")
+        self._event(EventType.GAVE_UP, cause=str(found.cause), detail=found.detail, traceback=found.traceback)
         return False
 
     def _verdict(self, found: Interruption) -> HeliostatError:
