@@ -32,7 +32,8 @@ from typing import Any
 import yaml
 from faults.plan import Fault, Kind
 from faults.rig import unix
-from faults.spot_rig import LiveSpotRun, SpotRig, SpotRun, spot_rig
+from faults.spot_rig import LiveSpotRun, SpotRig, spot_rig
+from faults.spot_run import SpotRun
 from support.processes import end_session
 from support.worlds import tiny_recipe
 

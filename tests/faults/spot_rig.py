@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from faults.frame import Outcome, seconds_to_recover
 from faults.plan import Fault, Kind
-from faults.rig import images, unix
+from faults.rig import images
+from faults.spot_run import SpotRun
 from support.processes import end_session, is_running, titled
 from support.projects import write_recipe
 from support.small_datasets import store_dataset
@@ -28,10 +27,8 @@ from support.worlds import tiny_recipe
 
 from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
-from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.observe.events import Event, EventType, read_events
-from heliostat.observe.goodput import ledger
-from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, merged_curve, read_metrics
+from heliostat.observe.events import read_events
+from heliostat.observe.metrics import METRICS_PREFIX, read_metrics
 from heliostat.observe.segments import SegmentTail
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
@@ -47,79 +44,6 @@ _DEADLINE_S = 300.0
 _LEFT_S = 20.0
 _OF_RAY = frozenset({"_AutoscalingCoordinatorActor", "_UsageCollectionActor", "_StatsActor"})
 """One per cluster, whoever uses Ray Data or Ray Train there."""
-
-
-@dataclass(frozen=True)
-class SpotRun:
-    """What a run that ended has left behind."""
-
-    store: Store
-    manifest: CheckpointManifest
-    lines: list[StepMetrics]
-    events: list[Event]
-
-    @property
-    def steps(self) -> list[int]:
-        """Whose metrics there are."""
-        return [line.step for line in merged_curve(self.lines)]
-
-    @property
-    def step_ends(self) -> list[float]:
-        """Unix time at the end of each line, those of steps that were lost included, in order."""
-        return sorted(unix(line.time_utc) for line in self.lines)
-
-    def of_type(self, kind: EventType) -> list[Event]:
-        """Events of one kind, in order."""
-        return sorted((event for event in self.events if event.type == kind), key=lambda event: event.time_utc)
-
-    def causes(self) -> list[str]:
-        """Of all interruptions, in order."""
-        return [event.fields["cause"] for event in self.of_type(EventType.INTERRUPTED)]
-
-    def lost_steps(self) -> list[int]:
-        """Steps that were done and had to be done again, for each interruption."""
-        resumed = self.of_type(EventType.RESUMED)
-        lost = []
-        for event in self.of_type(EventType.INTERRUPTED):
-            after = [each for each in resumed if each.time_utc > event.time_utc]
-            done = max((line.step + 1 for line in self.lines if line.time_utc <= event.time_utc), default=0)
-            done = max(done, event.fields["step"])
-            lost.append(done - (after[0].fields["step"] if after else done))
-        return lost
-
-    def goodput(self) -> float:
-        """Share of the time in which steps were made that count."""
-        return ledger(self.lines, self.events).goodput or 0.0
-
-    def equals_bitwise(self, other: "SpotRun") -> bool:
-        """Whether the same images in the same steps gave the same bits."""
-        mine, theirs = self.state(), other.state()
-        return (
-            (self.manifest.digest_of_ids, self.steps) == (other.manifest.digest_of_ids, other.steps)
-            and mine.keys() == theirs.keys()
-            and all(torch.equal(mine[name], theirs[name]) for name in mine)
-        )
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Every tensor of the last checkpoint."""
-        reader = CheckpointReader(self.store, self.manifest)
-        return {name: reader.read_full(*name.split("|")) for name in self.manifest.tensors}
-
-    def distance(self, other: "SpotRun", width: int) -> float:
-        """The largest relative L2 distance of a tensor of teacher and student.
-
-        Without the key third of qkv biases: its true gradient is zero, so that Adam follows rounding alone.
-        """
-        mine, theirs = self.state(), other.state()
-        worst = 0.0
-        for name, tensor in mine.items():
-            if not name.startswith(("master|", "teacher|")):
-                continue
-            a, b = tensor, theirs[name]
-            if name.endswith("qkv.bias"):
-                a, b = (torch.cat([each[:width], each[2 * width :]]) for each in (a, b))
-            worst = max(worst, float((a - b).norm() / b.norm().clamp_min(1e-12)))
-        return worst
 
 
 @dataclass
@@ -395,32 +319,3 @@ def spot_rig(folder: Path, workers: int, seed: int = 0, faults: int = 0) -> Iter
     """A cluster with a node per worker, and a dataset."""
     with simulated_cluster(workers) as cluster:
         yield SpotRig(folder, cluster, workers, random.Random(seed), faults)
-
-
-def outcomes(run: SpotRun, live: LiveSpotRun, exact: bool) -> list[Outcome]:
-    """What became of each fault of a plan that was carried out on one run; nodes that were added are no faults."""
-    interrupted = run.of_type(EventType.INTERRUPTED)
-    lost = run.lost_steps()
-    faults = [(fault, at) for fault, at in live.done_at if fault.interrupts]
-    unexpected = [event for event in interrupted if event.fields["cause"] != "resize"]
-    found = []
-    for number, (fault, at) in enumerate(faults):
-        until = faults[number + 1][1] if number + 1 < len(faults) else float("inf")
-        mine = [index for index, event in enumerate(interrupted) if at <= unix(event.time_utc) < until]
-        detect = min((unix(interrupted[index].time_utc) - at for index in mine), default=None)
-        # What was announced is planned around: it harms from the moment when the attempt is stopped.
-        since = unix(interrupted[mine[0]].time_utc) if mine and fault.is_announced else at
-        found.append(
-            Outcome(
-                fault=str(fault),
-                survived=exact,
-                lost=0 if exact else None,
-                repeated=0 if exact else None,
-                steps_lost=sum(lost[index] for index in mine),
-                detect_s=None if detect is None else round(detect, 1),
-                recover_s=seconds_to_recover(run.step_ends, since, until),
-                false_restarts=max(0, len(unexpected) - len(faults)) if number == 0 else 0,
-                note="" if exact else "another result than the undisturbed run",
-            )
-        )
-    return found

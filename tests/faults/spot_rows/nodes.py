@@ -6,7 +6,8 @@ from dataclasses import replace
 from faults.frame import Outcome, seconds_to_recover
 from faults.plan import parse
 from faults.rig import unix
-from faults.spot_rig import SpotRig, outcomes
+from faults.spot_rig import SpotRig
+from faults.spot_run import outcomes
 
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, LeaseEntry
 from heliostat.observe.events import EventType
@@ -21,7 +22,7 @@ def loss(rig: SpotRig) -> list[Outcome]:
         live.carry_out(parse("at step 60 kill node of rank 1"))
         run = live.finish()
     ok = run.causes() == ["node_lost"]
-    return [_checked(each, ok, run.causes()) for each in outcomes(run, live, rig.is_exact(run))]
+    return [_checked(each, ok, run.causes()) for each in outcomes(run, live.done_at, rig.is_exact(run))]
 
 
 def all_lost(rig: SpotRig) -> list[Outcome]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from faults.frame import Outcome
 from faults.plan import parse
 from faults.rig import unix
-from faults.spot_rig import SpotRig, outcomes
+from faults.spot_rig import SpotRig
+from faults.spot_run import outcomes
 
 from heliostat.observe.events import EventType
 
@@ -26,7 +27,9 @@ def in_time(rig: SpotRig) -> list[Outcome]:
     )
     ok = ok and reached_s <= _REACHED_S
     note = f"every worker knew within {reached_s:.1f} s"
-    return [_with(each, ok, note, run.causes(), run.lost_steps()) for each in outcomes(run, live, rig.is_exact(run))]
+    return [
+        _with(each, ok, note, run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
+    ]
 
 
 def too_early(rig: SpotRig) -> list[Outcome]:
@@ -36,7 +39,9 @@ def too_early(rig: SpotRig) -> list[Outcome]:
         run = live.finish()
     rig.whole()
     ok = run.causes() == ["preempted"]
-    return [_with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live, rig.is_exact(run))]
+    return [
+        _with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
+    ]
 
 
 def false_alarm(rig: SpotRig) -> list[Outcome]:
@@ -46,7 +51,9 @@ def false_alarm(rig: SpotRig) -> list[Outcome]:
         run = live.finish()
     rig.renew()
     ok = run.causes() == ["preempted"] and run.lost_steps() == [0]
-    return [_with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live, rig.is_exact(run))]
+    return [
+        _with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
+    ]
 
 
 def two_at_once(rig: SpotRig) -> list[Outcome]:
@@ -59,7 +66,7 @@ def two_at_once(rig: SpotRig) -> list[Outcome]:
     rig.whole()
     ok = run.causes() == ["preempted"] and run.lost_steps() == [0]
     exact = rig.is_exact(run)
-    first, second = outcomes(run, live, exact)
+    first, second = outcomes(run, live.done_at, exact)
     return [
         _with(replace(first, note="two notices"), ok, "", run.causes(), run.lost_steps()),
         replace(second, false_restarts=0),

@@ -9,7 +9,8 @@ from dataclasses import replace
 from faults.frame import Outcome
 from faults.plan import parse
 from faults.rig import unix
-from faults.spot_rig import SpotRig, outcomes
+from faults.spot_rig import SpotRig
+from faults.spot_run import outcomes
 
 from heliostat.observe.events import EventType
 
@@ -24,7 +25,8 @@ def deaths(rig: SpotRig) -> list[Outcome]:
         run = live.finish()
     same = run.equals_bitwise(rig.undisturbed)
     return [
-        each if same else replace(each, survived=False, note="not the same bits") for each in outcomes(run, live, same)
+        each if same else replace(each, survived=False, note="not the same bits")
+        for each in outcomes(run, live.done_at, same)
     ]
 
 
@@ -33,7 +35,7 @@ def hang(rig: SpotRig) -> list[Outcome]:
     with rig.run("hang", rig.steps) as live:
         live.carry_out(parse("at step 60 stop rank 1"))
         run = live.finish()
-    (found,) = outcomes(run, live, rig.is_exact(run))
+    (found,) = outcomes(run, live.done_at, rig.is_exact(run))
     detected = run.of_type(EventType.HANG_DETECTED)
     in_time = found.detect_s is not None and found.detect_s <= _HANG_LIMIT_S
     has_stacks = bool(detected) and b"== worker 2" in run.store.get(detected[0].fields["stacks"])

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from faults.frame import Outcome
 from faults.plan import random_plan
-from faults.spot_rig import SpotRig, outcomes
+from faults.spot_rig import SpotRig
+from faults.spot_run import outcomes
 
 _PER_RUN = 10
 _FIRST, _APART = 25, 40
@@ -21,7 +22,7 @@ def inject(rig: SpotRig) -> list[Outcome]:
         with rig.run(f"random-{number}", steps) as live:
             live.carry_out(plan)
             run = live.finish()
-        mine = outcomes(run, live, rig.is_exact(run, steps))
+        mine = outcomes(run, live.done_at, rig.is_exact(run, steps))
         found += [replace(mine[0], goodput=run.goodput()), *mine[1:]]
         number += 1
     return found
