@@ -52,6 +52,8 @@ class WorkerFailure:
     error: BaseException
     """What it told, or what Ray says of its death, without the layers that carried it here."""
     traceback: str = ""
+    kernel_killed: bool = False
+    """Whether the kernel of its node has ended a process for want of memory since the attempt began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def classify(failures: Sequence[WorkerFailure], hung: Mapping[int, float] | None
     if told and not gone:
         return _told(told)
     if gone:
-        short = [each for each in gone if _OUT_OF_MEMORY.search(str(each.error))]
+        short = [each for each in gone if each.kernel_killed or _OUT_OF_MEMORY.search(str(each.error))]
         return _of(Cause.OUT_OF_MEMORY, short) if short else _of(Cause.WORKER_CRASH, gone)
     return _of(Cause.WORKER_CRASH, failures)
 

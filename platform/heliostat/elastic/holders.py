@@ -125,6 +125,15 @@ class Holder:
             os.kill(pid, signal.SIGKILL)
         return seen
 
+    def oom_kills(self) -> int:
+        """Processes of this node that its kernel has ended for want of memory since it was started."""
+        self._heard_at = time.monotonic()
+        with suppress(OSError):
+            for line in Path("/proc/vmstat").read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
+
     def _fence(self, attempt: int) -> None:
         self._heard_at = time.monotonic()
         if attempt < self._attempt:

@@ -26,6 +26,7 @@ from heliostat.storage import Store
 _log = logging.getLogger(__name__)
 
 _STACKS_S = 3.0
+_OOM_S = 1.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
 _HOLDERS_AGAIN_S = 10.0
@@ -95,6 +96,8 @@ class _Watched:
     has_standby: bool = False
     holders_at: float = 0.0
     """When workers were told of holders."""
+    oom_kills: dict[str, Any] = field(default_factory=dict)
+    """Ray's references to the count of each node when the attempt began."""
 
     @property
     def on_node(self) -> dict[str, int]:
@@ -199,6 +202,7 @@ class Supervisor:
         import ray
 
         ray.get(self._assign_holders(watched))
+        watched.oom_kills = {node: self._holders[node].oom_kills.remote() for node in watched.on_node}
 
     def _assign_holders(self, group: _Watched) -> list[Any]:
         """Start holders where there are none, and tell workers of them; Ray's references to the telling."""
@@ -397,7 +401,21 @@ class Supervisor:
             nodes = tuple(sorted(group.noticed)) if group.stopping is Cause.PREEMPTED else ()
             detail = str(stopped[0].error)
             return self._charge(Interruption(group.stopping, tuple(group.ranks_on(set(nodes))), nodes, detail))
-        return self._charge(classify(failures, group.hung if group else None))
+        seen = [replace(each, kernel_killed=self._kernel_killed(each)) for each in failures]
+        return self._charge(classify(seen, group.hung if group else None))
+
+    def _kernel_killed(self, failure: WorkerFailure) -> bool:
+        import ray
+        from ray.exceptions import RayError
+
+        group, holder = self._group, self._holders.get(failure.node)
+        if not failure.is_gone or failure.fate is not NodeFate.ALIVE or group is None or holder is None:
+            return False
+        try:
+            before, now = ray.get([group.oom_kills[failure.node], holder.oom_kills.remote()], timeout=_OOM_S)
+        except (RayError, KeyError):
+            return False
+        return bool(now > before)
 
     def not_started(self, detail: str, is_timeout: bool) -> bool:
         """A group could not be started; whether to go on. Room that somebody else took is waited for."""

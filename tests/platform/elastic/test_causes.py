@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,7 @@ def gone(rank: int, error: BaseException = DIED, fate: NodeFate = NodeFate.ALIVE
         ([told(0, STORE), told(1, STORE)], {}, Cause.STORAGE, (0, 1)),
         ([told(0, SnapshotLostError("no holder", "Resume"))], {}, Cause.STORAGE, (0,)),
         ([gone(1, OOM), told(0, RESET)], {}, Cause.OUT_OF_MEMORY, (1,)),
+        ([replace(gone(1), kernel_killed=True), told(0, RESET)], {}, Cause.OUT_OF_MEMORY, (1,)),
         ([told(1, CUDA_OOM), told(0, NCCL)], {}, Cause.OUT_OF_MEMORY, (1,)),
         ([told(1, ECC), told(0, NCCL)], {}, Cause.WORKER_CRASH, (1,)),
         ([told(1, BUG), gone(0)], {}, Cause.WORKER_CRASH, (0,)),  # an error beside a death may be its consequence
