@@ -60,7 +60,7 @@ def test_deed__waits_for_its_step_and_its_time(step: int, since_s: float, expect
 def test_director__does_all_in_turn_and_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(chaos, "_LOOK_S", 0.0)
-    monkeypatch.setattr(chaos.os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr("os.kill", lambda pid, _: killed.append(pid))
     cluster, told, steps = Notes({"a": [], "b": [7]}), list[str](), iter(range(100))
     plan = [Deed(act, 10 + number) for number, act in enumerate(Act)]
     _Director(cluster, told.append).carry_out(plan, lambda: next(steps), lambda: len(told) < len(plan))  # type: ignore[arg-type]
