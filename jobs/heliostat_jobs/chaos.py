@@ -35,7 +35,7 @@ SETTINGS = (
 NOTICE_S = 8.0
 """Clouds give 30 seconds to two minutes; the demo is short."""
 _KILL_AT, _DRAIN_AT = 0.3, 0.55
-_NEW_NODE_AFTER_S = 2.0
+_NEW_NODE_AFTER_S = 8.0
 _WORKER = "ray::RayTrainWorker"
 _STOP_S = 20.0
 _LOOK_S = 0.2
@@ -194,8 +194,9 @@ def _stop(process: "subprocess.Popen[str]") -> None:
         return
     process.send_signal(signal.SIGINT)
     try:
-        process.communicate(timeout=_STOP_S)
-    except subprocess.TimeoutExpired:
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_STOP_S)
+    finally:  # whoever presses Control-C twice does not wait
         process.kill()
 
 

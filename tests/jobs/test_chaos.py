@@ -44,7 +44,7 @@ def test_plan__kills_a_worker_and_then_exchanges_a_node() -> None:
         (Act.TAKE_NODE, 165),
         (Act.ADD_NODE, 165),
     ]
-    assert [deed.after_s for deed in plan] == [0, 0, 8, 2]
+    assert [deed.after_s for deed in plan] == [0, 0, 8, 8]
 
 
 def test_plan__of_a_resumed_run_leaves_out_what_was_done() -> None:
