@@ -76,8 +76,8 @@ def exactness(images: int, is_exact: bool) -> str:
     """
     if is_exact:
         return (
-            f"No image was lost or repeated: the ids of the {images:,} images that the loss consumed have the digest "
-            "that was planned."
+            f"No image was lost or repeated out of turn: the ids of the {images:,} images that the loss consumed, in their "
+            "order, have the digest that was planned."
         )
     return "The ids of the images that the loss consumed have another digest than was planned: this is a mistake."
 
@@ -101,7 +101,7 @@ def report_time(
         KeyNumber("goodput", "-" if ledger.goodput is None else f"{ledger.goodput:.0%}", "productive part of the time"),
         KeyNumber("throughput", f"{rate:.0f} images/s", "median over steps"),
         KeyNumber("wall clock", duration(ledger.wall_s), "first sign of life to last"),
-        *([KeyNumber("interruptions", str(len(stops)), f"{lost} steps computed again")] if stops else []),
+        *([KeyNumber("interruptions", str(len(stops)), f"steps computed again: {lost}")] if stops else []),
     )
     section.figure(time_bar(ledger), "Seconds of the run by what they were spent on.", "where the time went")
     section.table(
