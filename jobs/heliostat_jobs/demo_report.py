@@ -76,8 +76,8 @@ def exactness(images: int, is_exact: bool) -> str:
     """
     if is_exact:
         return (
-            f"No image was lost or repeated out of turn: the ids of the {images:,} images that the loss consumed, in their "
-            "order, have the digest that was planned."
+            f"No image was lost or repeated out of turn: the ids of the {images:,} images that the loss consumed, in "
+            "their order, have the digest that was planned."
         )
     return "The ids of the images that the loss consumed have another digest than was planned: this is a mistake."
 
