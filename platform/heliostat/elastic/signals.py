@@ -15,7 +15,6 @@ from typing import Any
 
 from heliostat.observe.segments import utc_now
 
-
 _UNUSUAL_STEPS = 3
 """At the start of an attempt: caches and memory pools fill."""
 
