@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from heliostat_cluster.local import LOCAL_ENV
@@ -88,9 +89,13 @@ class SimulatedCluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if is_frozen else signal.SIGCONT)
 
-    def processes(self) -> set[int]:
+    def all_processes(self) -> set[int]:
         """Pids of all nodes' processes and of what runs under them, the head's too."""
         return {pid for node in self.cluster.list_all_nodes() for pid in _processes(node)}
+
+    def processes(self, node_id: str, title: str) -> list[int]:
+        """Processes of a node whose title begins so: ``ray::RayTrainWorker`` are those that train."""
+        return [pid for pid in _processes(self._find(node_id)) if _title(pid).startswith(title)]
 
     def _find(self, node_id: str) -> Any:
         return next(node for node in self.nodes if node.node_id == node_id)
@@ -130,6 +135,13 @@ def _processes(node: Any) -> list[int]:
     """A node's raylet and all that runs under it."""
     own = [info.process.pid for infos in node.all_processes.values() for info in infos]
     return [*own, *(child for pid in own for child in _descendants(pid))]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:  # it has ended
+        return ""
 
 
 def _descendants(pid: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""``heliostat demo``: the whole path once, small: ingest, pre-train, commit, evaluate, report."""
+"""``heliostat demo``: the whole path once, small: ingest, pre-train, commit, evaluate, report.
+
+With chaos, the same on a simulated cluster that loses a worker and a node meanwhile.
+"""
 
 import hashlib
 import sys
@@ -9,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from heliostat.checkpoint.log import CommitLog, EndEntry
-from heliostat.config import ResolvedRecipe, load_recipe
+from heliostat.checkpoint.format import CheckpointManifest
+from heliostat.checkpoint.log import CommitLog, EndEntry, live_checkpoints
+from heliostat.config import load_recipe
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.yaml_text import show_value
@@ -19,16 +23,23 @@ from heliostat.data.ingest import ingest, prepare
 from heliostat.data.manifest import dataset_store, load_manifest
 from heliostat.data.sources import Item, RefusedItem, Source, Unit
 from heliostat.errors import NoImagesError
+from heliostat.observe.events import read_events
+from heliostat.observe.interruptions import interruptions
+from heliostat.observe.metrics import read_metrics
 from heliostat.storage import Store, open_store
 from heliostat.training.attempt import run_store
+from heliostat.training.inputs import sample_source
+from heliostat.training.ledger import planned_digest
 from heliostat_cluster.local import local_ray
+from heliostat_cluster.simulated import simulated_cluster
 from heliostat_evaluation.datasets import Pixels, check_labels
+from heliostat_jobs.chaos import NODES, SETTINGS, train_under_chaos
 from heliostat_jobs.demo_report import REPORT_KEY, write_report
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, evaluate
 from heliostat_jobs.ingest import show_ingest
 from heliostat_jobs.photographs import pictured, write_tiles
 from heliostat_jobs.pretrain import cpus_needed, train_on_ray
-from heliostat_jobs.runs import open_run
+from heliostat_jobs.runs import OpenedRun, open_run
 
 BUILT_IN = "photographs"
 _HOLDOUT_OF = 5
@@ -46,6 +57,12 @@ class DemoResult:
     knn_pixels: float
     knn_trained: float
     images_per_s: float
+    interruptions: int
+    steps_lost: int
+    """Steps that had to be computed again."""
+    is_exact: bool
+    """The ids of all images that the loss consumed are those that were planned, in that order."""
+    images_seen: int
     report: str
 
     def to_json(self) -> dict[str, object]:
@@ -57,10 +74,17 @@ class DemoResult:
             "report": self.report,
             "knn_raw_pixels": self.knn_pixels,
             "run": self.run,
+            "interruptions": self.interruptions,
+            "steps_lost": self.steps_lost,
+            # Who saw other images than planned does not know how many of them.
+            "samples_lost": 0 if self.is_exact else None,
+            "samples_repeated": 0 if self.is_exact else None,
         }
 
 
-def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[str, str]) -> DemoResult:
+def demo(
+    data: Path | None, out: Path, overrides: list[str], environ: Mapping[str, str], *, chaos: bool = False
+) -> DemoResult:
     """Run the demo on built-in photographs or on a user's folder of labelled images.
 
     Args:
@@ -68,6 +92,7 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
         out: Root of everything that is written.
         overrides: ``a.b=value`` for the recipe.
         environ: Where overrides are looked for too.
+        chaos: Whether to train on a simulated cluster that loses a worker and a node; from the main thread only.
     """
     dataset = BUILT_IN if data is None else _dataset_name(data)
     root = open_store(str(out))
@@ -75,30 +100,59 @@ def demo(data: Path | None, out: Path, overrides: list[str], environ: Mapping[st
     source = prepare(folder, root, dataset)
     check_both_sides(source)
     fixed = [f"root={show_value(str(out))}", f"dataset.name={show_value(dataset)}"]
-    resolved = _resolve([*overrides, *fixed], root, environ)
-    recipe = resolved.recipe
-    assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the shipped recipe is one
-    _say("demo: Ray is starting")
-    with local_ray(cpus_needed(recipe)):
-        for name, held_out in ((dataset, False), (f"{dataset}-holdout", True)):
-            with show_ingest() as report:
-                ingest(HashSplit(source, held_out), root, name, report=report)
-            check_labels(dataset_store(root, name), load_manifest(root, name))
-        train_on_ray(recipe, open_run(resolved))
+    overrides = [f"name=demo-{_first_unfinished(root)}", *(SETTINGS if chaos else ()), *overrides, *fixed]
+    with as_file(files("heliostat_jobs") / "recipes" / "demo.yaml") as path:
+        resolved = load_recipe(path, overrides, environ)
+        recipe = resolved.recipe
+        assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the shipped recipe is one
+        _say("demo: Ray is starting")
+        with local_ray(cpus_needed(recipe)):
+            _ingest(source, root, dataset)
+            run = open_run(resolved)
+            if not chaos:
+                train_on_ray(recipe, run)
+        if chaos:
+            with simulated_cluster(NODES) as cluster:
+                train_under_chaos(cluster, path, overrides, run.store, recipe.training.steps, _say)
     _say("evaluating: k-NN of the untrained and the trained teacher on the held-out images")
-    evaluation = evaluate(_evaluation(recipe, root, dataset))
-    pictures = pictured(*_PICTURE_PX) if data is None else evaluation.queries.images[:6]
-    store = run_store(root, recipe.name)
-    rate = write_report(store, recipe, evaluation, _whole_patches(pictures, recipe.model.patch_px))
+    return _evaluated(recipe, run, dataset, None if data else pictured(*_PICTURE_PX))
+
+
+def _ingest(source: Source, root: Store, dataset: str) -> None:
+    for name, held_out in ((dataset, False), (f"{dataset}-holdout", True)):
+        with show_ingest() as report:
+            ingest(HashSplit(source, held_out), root, name, report=report)
+        check_labels(dataset_store(root, name), load_manifest(root, name))
+
+
+def _evaluated(recipe: PretrainRecipe, run: OpenedRun, dataset: str, pictures: Pixels | None) -> DemoResult:
+    """Evaluate, compare with what was planned, and write the report; with the user's images where no pictures are."""
+    evaluation = evaluate(_evaluation(recipe, run.root, dataset))
+    shown = _whole_patches(evaluation.queries.images[:6] if pictures is None else pictures, recipe.model.patch_px)
+    is_exact = _consumed_digest(run.store) == planned_digest(
+        sample_source(recipe, run.root, run.manifests), recipe.training
+    )
+    rate = write_report(run.store, recipe, evaluation, shown, is_exact)
+    stops = interruptions(read_metrics(run.store), read_events(run.store))
     return DemoResult(
         run=recipe.name,
-        root=str(out),
+        root=recipe.root,
         knn_untrained=evaluation.top1(UNTRAINED),
         knn_pixels=evaluation.top1(PIXELS),
         knn_trained=evaluation.top1(TRAINED),
         images_per_s=rate,
-        report=f"{store.url}/{REPORT_KEY}",
+        interruptions=len(stops),
+        steps_lost=sum(stop.steps_lost or 0 for stop in stops),
+        is_exact=is_exact,
+        images_seen=recipe.training.steps * recipe.training.global_batch,
+        report=f"{run.store.url}/{REPORT_KEY}",
     )
+
+
+def _consumed_digest(store: Store) -> str:
+    """Of the ids of all images that the loss consumed, as the last checkpoint tells."""
+    last = live_checkpoints(CommitLog(store).read())[-1]
+    return CheckpointManifest.model_validate_json(store.get(last.manifest_key)).digest_of_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +205,6 @@ def _is_held_out(data: bytes) -> bool:
     return hashlib.sha256(data).digest()[0] % _HOLDOUT_OF == 0
 
 
-def _resolve(overrides: list[str], root: Store, environ: Mapping[str, str]) -> ResolvedRecipe:
-    with as_file(files("heliostat_jobs") / "recipes" / "demo.yaml") as path:
-        number = _first_unfinished(root)
-        return load_recipe(path, [f"name=demo-{number}", *overrides], environ)
-
-
 def _first_unfinished(root: Store) -> int:
     """An interrupted demo is resumed; a finished one is kept, and a new one gets the next number."""
     number = 1
@@ -191,4 +239,6 @@ def _whole_patches(images: Pixels, patch_px: int) -> Pixels:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 -- progress, beside the live view
+    # On a terminal the live view's bar stands in this line, and is drawn anew in the next.
+    wiped = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    print(f"{wiped}{line}", file=sys.stderr, flush=True)  # noqa: T201 -- progress, beside the live view

@@ -25,7 +25,9 @@ REPORT_KEY = "reports/report.html"
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 8, 8
 
 
-def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, pictures: Pixels) -> float:
+def write_report(
+    store: Store, recipe: PretrainRecipe, evaluation: Evaluation, pictures: Pixels, is_exact: bool
+) -> float:
     """Write ``reports/report.html`` of a run; returns its throughput in images/s (median over steps).
 
     Args:
@@ -33,6 +35,7 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
         recipe: Of the run.
         evaluation: Its k-NN.
         pictures: (M, H, W, 3), whole patches, shown with their patch features.
+        is_exact: Whether the run saw the images that were planned, and no others.
     """
     metrics, events = read_metrics(store), read_events(store)
     curve = merged_curve(metrics)
@@ -50,6 +53,7 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     caption = "The optimised loss and its terms, step by step."
     caption += " Thin lines: the run was interrupted there, and went on." if marked else ""
     section.figure(loss_curves(curve, interrupted_at=marked), caption, "loss curves")
+    section.text(exactness(recipe.training.steps * recipe.training.global_batch, is_exact))
     section = report.section("What the patches see")
     section.text(
         "First three principal components of the teacher's patch features over all pictures, as red, green and blue: "
@@ -61,6 +65,21 @@ def write_report(store: Store, recipe: PretrainRecipe, evaluation: Evaluation, p
     report_time(report.section("Where the time went"), rate, metrics, events, stops)
     report.write(store, REPORT_KEY)
     return rate
+
+
+def exactness(images: int, is_exact: bool) -> str:
+    """A sentence about the images that the loss consumed.
+
+    Args:
+        images: That it had to consume.
+        is_exact: Whether it consumed these and no others, in their order.
+    """
+    if is_exact:
+        return (
+            f"No image was lost or repeated out of turn: the ids of the {images:,} images that the loss consumed, in "
+            "their order, have the digest that was planned."
+        )
+    return "The ids of the images that the loss consumed have another digest than was planned: this is a mistake."
 
 
 def report_time(
@@ -77,11 +96,12 @@ def report_time(
     """
     spans = timeline(metrics, events)
     ledger = ledger_of(spans)
+    lost = sum(stop.steps_lost or 0 for stop in stops)
     section.numbers(
         KeyNumber("goodput", "-" if ledger.goodput is None else f"{ledger.goodput:.0%}", "productive part of the time"),
         KeyNumber("throughput", f"{rate:.0f} images/s", "median over steps"),
         KeyNumber("wall clock", duration(ledger.wall_s), "first sign of life to last"),
-        *([KeyNumber("interruptions", str(len(stops)))] if stops else []),
+        *([KeyNumber("interruptions", str(len(stops)), f"steps computed again: {lost}")] if stops else []),
     )
     section.figure(time_bar(ledger), "Seconds of the run by what they were spent on.", "where the time went")
     section.table(

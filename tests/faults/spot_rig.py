@@ -290,7 +290,7 @@ class SpotRig:
                     for group in ray.util.placement_group_table().values()
                     if group["state"] != "REMOVED"
                 ]
-                below = self.cluster.processes()
+                below = self.cluster.all_processes()
                 ours = ("ray::RayTrainWorker", "ray::Feeder", "ray::Holder", "ray::ElasticController")
                 processes = [f"process {title}" for pid, title in titled(ours) if pid in below]
                 found = [*actors, *groups, *processes]

@@ -23,6 +23,7 @@ def test_demo__learns_and_reports(tmp_path: Path) -> None:
     assert result["knn_trained"] >= result["knn_untrained"] + _MARGIN
     assert result["knn_trained"] > result["knn_raw_pixels"]
     assert result["images_per_s"] > 0
+    assert (result["interruptions"], result["samples_lost"], result["samples_repeated"]) == (0, 0, 0)
     report = Path(result["report"])
     html = report.read_text()
     for shown in ("What was learnt", "Loss", "What the patches see", "Nearest neighbours", "Where the time went"):

@@ -7,7 +7,7 @@ from heliostat.observe.interruptions import Interruption, interruptions
 from heliostat.observe.metrics import StepMetrics
 from heliostat.observe.report import KeyNumbers, Picture, Section, Table
 from heliostat.observe.spans import Category
-from heliostat_jobs.demo_report import INTERRUPTION_COLUMNS, interruption_rows, report_time
+from heliostat_jobs.demo_report import INTERRUPTION_COLUMNS, exactness, interruption_rows, report_time
 
 
 def section_of(metrics: list[StepMetrics], events: list[Event]) -> Section:
@@ -47,3 +47,10 @@ def test_report_time__an_unbroken_run_has_neither() -> None:
     blocks = section_of(run.lines, run.events).blocks
     assert sum(isinstance(block, Picture) for block in blocks) == 1
     assert sum(isinstance(block, Table) for block in blocks) == 1
+
+
+def test_exactness__is_said_either_way() -> None:
+    assert exactness(19200, is_exact=True).startswith(
+        "No image was lost or repeated out of turn: the ids of the 19,200"
+    )
+    assert "another digest" in exactness(19200, is_exact=False)

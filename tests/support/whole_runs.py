@@ -18,7 +18,7 @@ from heliostat.storage import Store
 from heliostat.training.attempt import run_store
 from heliostat.training.feed import slot_batch
 from heliostat.training.inputs import sample_source
-from heliostat.training.ledger import EMPTY, next_digest, slot_digest
+from heliostat.training.ledger import EMPTY, next_digest, planned_digest, slot_digest
 from heliostat_jobs.runs import load_run
 
 
@@ -49,6 +49,8 @@ def assert_run_equals_plain_training(root: Store, name: str) -> None:
     assert choice is not None
     assert choice.manifest.step == recipe.training.steps
     assert choice.manifest.digest_of_ids == digest
+    manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
+    assert planned_digest(sample_source(recipe, root, manifests), recipe.training) == digest
     curve = merged_curve(read_metrics(run))
     assert [line.step for line in curve] == list(range(recipe.training.steps))
     assert [line.values["loss"] for line in curve] == pytest.approx(losses, rel=1e-5)

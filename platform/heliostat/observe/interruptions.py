@@ -41,16 +41,27 @@ def interruptions(metrics: Iterable[StepMetrics], events: Iterable[Event]) -> li
     metrics, events = list(metrics), list(events)
     attempts = attempts_of(metrics, events)
     found = [event for event in events if event.type == EventType.INTERRUPTED]
-    rows = [_row(event, attempts) for event in sorted(found, key=lambda event: (event.time_utc, event.attempt))]
+    told = _steps_told(metrics)
+    in_order = sorted(found, key=lambda event: (event.time_utc, event.attempt))
+    rows = [_row(event, attempts, told.get(event.attempt, 0)) for event in in_order]
     return list(dict.fromkeys(rows))
 
 
-def _row(event: Event, attempts: dict[int, Attempt]) -> Interruption:
+def _steps_told(metrics: Iterable[StepMetrics]) -> dict[int, int]:
+    """Steps of the run that were done at the end of each attempt, as far as its lines tell."""
+    done: dict[int, int] = {}
+    for line in metrics:
+        done[line.attempt] = max(done.get(line.attempt, 0), line.step + 1)
+    return done
+
+
+def _row(event: Event, attempts: dict[int, Attempt], told: int) -> Interruption:
     at_s = seconds_of(event.time_utc)
     later = (attempts[number] for number in sorted(attempts) if number > event.attempt)
     after = next((each for each in later if each.first_step_at_s is not None), None)
     done = event.fields.get("step")
-    steps_done = done if isinstance(done, int) else None
+    # Who looks after the run hears of a step a little later than it is done, and may not hear of the last one.
+    steps_done = max(done, told) if isinstance(done, int) else None
     first_step = None if after is None else after.first_step
     # An attempt that came to no step has lost none: those were lost by the one before it.
     has_worked = attempts[event.attempt].first_step_at_s is not None

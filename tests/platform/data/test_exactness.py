@@ -36,12 +36,13 @@ from heliostat.data.shards import ShardLayout
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import plan_chunks, stream_samples
 from heliostat.storage import Store, open_store
-from heliostat.training.ledger import EMPTY, next_digest, slot_digest
+from heliostat.training.ledger import EMPTY, next_digest, planned_digest, slot_digest
 from heliostat_cluster.local import local_ray as start_ray
 
 SLOTS, SLOT_BATCH = 5, 3
 GLOBAL_BATCH = SLOTS * SLOT_BATCH
 STEPS = 24
+TRAINING = tiny_recipe(steps=STEPS, global_batch=GLOBAL_BATCH, slot_batch=SLOT_BATCH).training
 SEED = 3
 AUGMENTATION = tiny_recipe().augmentation
 
@@ -196,6 +197,7 @@ def test_ledger__of_any_schedule_has_nothing_lost_nothing_repeated_and_one_order
     for step_slots in slots:
         expected = next_digest(expected, map(slot_digest, step_slots))
     assert digest == expected
+    assert digest.hex() == planned_digest(mix.source, TRAINING)
 
 
 @pytest.mark.parametrize("plant", ["lost", "repeated", "swapped epochs"])

@@ -31,3 +31,10 @@ def test_interruptions__without_events_the_lines_say_when_it_went_on() -> None:
 
 def test_interruptions__a_run_without_any() -> None:
     assert interruptions([], [event(T.ATTEMPT_STARTED, 0)]) == []
+
+
+def test_interruptions__a_step_of_which_only_its_line_tells_was_lost_too() -> None:
+    metrics = [StepMetrics(step, 1, at(5 + step), {}, {}) for step in range(3)]
+    events = [event(T.INTERRUPTED, 10, 1, cause="worker_crash", step=2), event(T.DATA_READY, 12, 2, step=2)]
+    (found,) = interruptions(metrics, events)
+    assert (found.steps_done, found.steps_lost) == (3, 1)
