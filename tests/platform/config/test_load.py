@@ -122,6 +122,13 @@ def test_load_recipe__a_whole_number_is_a_number_and_a_byte_order_mark_no_matter
         ("kind=pretain", InvalidValueError, "kind is pretain .* one of pretrain, evaluate"),
         ("kind=[a]", InvalidValueError, "kind is .* one of pretrain, evaluate"),
         ("training.global_batch=100", IndivisibleBatchError, "global_batch 100 .*slot_batch 64. Set .* to 128"),
+        (
+            "scaling.min_workers=2",
+            InvalidValueError,
+            "scaling.min_workers is 2, but scaling.workers is 1. Set .* 1",
+        ),
+        ("scaling.min_workers=0", InvalidValueError, "scaling.min_workers is 0 .* greater than 0"),
+        ("scaling.wait_minutes=0", InvalidValueError, "scaling.wait_minutes is 0 .* greater than 0"),
         ("scaling.workers=33", TooManyWorkersError, "33 workers .* 32 slots .* at most 32"),
     ],
 )
