@@ -15,7 +15,6 @@ from typing import Any
 
 from heliostat.observe.segments import utc_now
 
-
 _UNUSUAL_STEPS = 3
 """At the start of an attempt: caches and memory pools fill."""
 
@@ -152,8 +151,9 @@ MAILBOX = Mailbox()
 
 
 def assign(assignment: Assignment) -> None:
-    """Before training starts."""
+    """Before training starts, and again when a holder was lost."""
     MAILBOX.assignment = assignment
+    MAILBOX.lost_holder = False
 
 
 def deliver(order: Order) -> None:

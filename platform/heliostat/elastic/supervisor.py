@@ -191,15 +191,17 @@ class Supervisor:
         self._group = watched = _Watched(group.members, time.monotonic())
         if not self._spec.takes_snapshots:
             return
-        used = sorted(watched.on_node)
-        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
-        self._keep_holders([*used, *others[: 1 if len(used) == 1 else 0]])
         import ray
 
-        ray.get([member.call(assign, self._assignment(member, used, others)) for member in watched.members])
+        ray.get(self._assign_holders(watched))
 
-    def _keep_holders(self, nodes: Sequence[str]) -> None:
-        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, nodes)}
+    def _assign_holders(self, group: _Watched) -> list[Any]:
+        """See that there are holders, and tell workers which; the calls."""
+        used = sorted(group.on_node)
+        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
+        needed = [*used, *others[: 1 if len(used) == 1 else 0]]
+        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, needed)}
+        return [member.call(assign, self._assignment(member, used, others)) for member in group.members]
 
     def _known_holders(self) -> dict[str, Any]:
         """Those of this run on nodes that are there: of the attempts before, or of another driver."""
@@ -267,7 +269,8 @@ class Supervisor:
             self._attempt = max(self._attempt, first.attempt)
             self._furthest = max(self._furthest, first.steps_done)
         if any(each.lost_holder for each in group.pulses.values()):
-            self._keep_holders(sorted(group.on_node))
+            self._assign_holders(group)
+            group.pulses = {rank: replace(each, lost_holder=False) for rank, each in group.pulses.items()}
 
     def _tell(self, group: _Watched, order: Order) -> None:
         for member in group.members:

@@ -280,10 +280,10 @@ class AttemptWorker:
         return Saver(self._recipe, store, self._reporter, self._agreement, state, saved, self._stack)
 
     def _new_snapshots(self, state: RunState, first_step: int) -> Snapshots | None:
-        every_steps, assignment = self._recipe.checkpoint.memory_every_steps, MAILBOX.assignment
-        if not every_steps or assignment is None:
+        every_steps = self._recipe.checkpoint.memory_every_steps
+        if not every_steps or MAILBOX.assignment is None:
             return None
-        return Snapshots(every_steps, assignment, self._reporter, state, first_step)
+        return Snapshots(every_steps, self._reporter, state, first_step)
 
     def _new_training(self) -> tuple[Engine, TrainingStep]:
         student, teacher = Network(self._recipe), Network(self._recipe)

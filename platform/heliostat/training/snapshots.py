@@ -11,7 +11,7 @@ from heliostat.checkpoint.format import StateSlice
 from heliostat.checkpoint.snapshot import Snapshot
 from heliostat.checkpoint.writer import write_shard
 from heliostat.elastic.holders import HeldTarget, Part, PartName
-from heliostat.elastic.signals import MAILBOX, Assignment
+from heliostat.elastic.signals import MAILBOX
 from heliostat.errors import HeliostatError
 from heliostat.observe.events import EventType
 from heliostat.training.background import Background
@@ -22,11 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """Takes them; all workers call every method alike.
+    """Takes them; all workers call every method alike. They go where the driver's last assignment says.
 
     Args:
         every_steps: Steps between them.
-        assignment: Who keeps this worker's parts.
         reporter: Told of what fails.
         state: What is kept.
         first_step: Steps that the attempt began with.
@@ -35,13 +34,11 @@ class Snapshots:
     def __init__(
         self,
         every_steps: int,
-        assignment: Assignment,
         reporter: Reporter,
         state: RunState,
         first_step: int,
     ) -> None:
         self._every_steps = every_steps
-        self._assignment = assignment
         self._reporter = reporter
         self._state = state
         self._taken = first_step
@@ -72,7 +69,8 @@ class Snapshots:
         """In the background."""
         rank = self._state.engine.rank
         try:
-            target = HeldTarget(self._assignment.keepers, draft.attempt)
+            keepers = MAILBOX.assignment.keepers if MAILBOX.assignment is not None else ()
+            target = HeldTarget(keepers, draft.attempt)
             record = write_shard(target, draft.folder, rank, copies)
             manifest = draft.manifest([record]).model_dump_json()
             name = PartName(draft.attempt, draft.step, rank)
