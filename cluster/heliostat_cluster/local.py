@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ LOCAL_ENV = {
 }
 _TRAIN_ENV = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_TRAIN_ENABLE_STATE_TRACKING")
 """Of those, what does not depend on how a cluster was started."""
+_CONNECT_S = 5.0
 _OBJECT_STORE_SHARE = 0.15
 """Of the machine's memory: steps that wait for their worker lie there. Ray's own default is twice that."""
 
@@ -34,8 +36,9 @@ def joined_ray(address: str) -> Iterator[None]:
     for name in _TRAIN_ENV:
         os.environ[name] = LOCAL_ENV[name]
     try:
+        _connect(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterUnreachableError(
             f"no Ray cluster can be joined at {address} ({type(error).__name__})",
             "Start Ray on this machine with ray start --address=HEAD:6379, and give the same address",
@@ -44,6 +47,14 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Ray itself tries for minutes where nothing listens."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 @contextmanager

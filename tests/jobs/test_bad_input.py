@@ -169,3 +169,28 @@ def test_run__more_than_ray_has_is_told_before_anything_waits_for_it(
 ) -> None:
     store_images(open_store(str(tmp_path / "root")))
     assert code in fails(capsys, 2, "run", recipe, "--set", "streaming.crop_processes=2", "--set", override)
+
+
+def silent_port() -> int:
+    """Where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "[::1]:{}", "127.0.0.1", "ray://127.0.0.1:{}", "no.invalid:{}"])
+@pytest.mark.timeout(60)  # Ray itself tries for minutes
+def test_run__an_address_without_a_cluster_is_told_soon(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str, address: str
+) -> None:
+    store_images(open_store(str(tmp_path / "root")))
+    address = address.format(silent_port())
+    line = fails(capsys, 3, "run", recipe, "--address", address)
+    assert f"HS-RUN-008: no Ray cluster can be joined at {address} (" in line
+
+
+def test_run__an_address_and_a_single_process_exclude_each_other(
+    capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    line = fails(capsys, 2, "run", recipe, "--address", "127.0.0.1:6379", "--single-process")
+    assert "--single-process and --address exclude each other" in line

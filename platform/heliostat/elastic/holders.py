@@ -75,8 +75,9 @@ class Holder:
     def begin(self, attempt: int, resumed: tuple[int, int] | None) -> None:
         """From now on older attempts are refused; of their snapshots only the one that is gone on from is kept."""
         self._fence(max(attempt, self._attempt))
-        for key, part in list(self._parts.items()):
-            if (part.name.attempt, part.name.step) != resumed:
+        for key in list(self._bytes):
+            part = self._parts.get(key)  # None: whoever put it will not end it any more
+            if part is None or (part.name.attempt, part.name.step) != resumed:
                 self._drop(key)
 
     def put(self, attempt: int, key: str, index: int, chunk: NDArray[np.uint8]) -> None:
@@ -88,6 +89,11 @@ class Holder:
         if index != len(chunks):
             raise SnapshotLostError(f"chunk {index} of {key} came after chunk {len(chunks) - 1}", "Take the next one")
         chunks.append(chunk.tobytes())
+
+    def forget(self, key: str) -> None:
+        """A shard that will not be whole: another holder has gone or refused."""
+        if key not in self._parts:
+            self._drop(key)
 
     def seal(self, part: Part) -> None:
         """The shard is whole. Snapshots before the last two go."""
@@ -258,13 +264,18 @@ class HeldTarget:
         import ray
 
         pending: list[Any] = []
-        for index, chunk in enumerate(_gathered(chunks())):
-            shared = ray.put(chunk)
-            pending += [holder.put.remote(self._attempt, key, index, shared) for holder in self._holders]
-            if len(pending) > _IN_FLIGHT * len(self._holders):
-                answers(pending[: len(self._holders)])
-                del pending[: len(self._holders)]
-        answers(pending)
+        try:
+            for index, chunk in enumerate(_gathered(chunks())):
+                shared = ray.put(chunk)
+                pending += [holder.put.remote(self._attempt, key, index, shared) for holder in self._holders]
+                if len(pending) > _IN_FLIGHT * len(self._holders):
+                    answers(pending[: len(self._holders)])
+                    del pending[: len(self._holders)]
+            answers(pending)
+        except SnapshotLostError:
+            for holder in self._holders:  # each snapshot is another shard: what is left of them would add up
+                holder.forget.remote(key)
+            raise
 
     def seal(self, part: Part) -> None:
         """The object is whole.

@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -203,7 +203,7 @@ def _failure(supervisor: Supervisor, rank: int, node_id: str, error: Exception) 
 def unwrapped(error: BaseException) -> BaseException:
     """The exception that was raised in the first place, without the layers that carried it here."""
     seen: BaseException = error
-    while not isinstance(seen, HeliostatError):
+    while not isinstance(seen, HeliostatError) or isinstance(seen, RayTaskError):  # Ray makes classes that are both
         inner = next(
             (
                 found

@@ -151,8 +151,9 @@ MAILBOX = Mailbox()
 
 
 def assign(assignment: Assignment) -> None:
-    """Before training starts."""
+    """Before training starts, and again when a holder was lost."""
     MAILBOX.assignment = assignment
+    MAILBOX.lost_holder = False
 
 
 def deliver(order: Order) -> None:

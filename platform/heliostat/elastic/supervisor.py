@@ -93,7 +93,8 @@ class _Watched:
     slow: dict[int, int] = field(default_factory=dict)
     """Since which step."""
     named: set[int] = field(default_factory=set)
-    has_standby: bool = False
+    standby_on: set[str] = field(default_factory=set)
+    """Nodes that were asked for processes that stand by."""
     holders_at: float = 0.0
     """When workers were told of holders."""
     oom_kills: dict[str, Any] = field(default_factory=dict)
@@ -192,7 +193,8 @@ class Supervisor:
 
     def starting(self, workers: int) -> None:
         """Workers are being started."""
-        self._event(EventType.WORKERS_STARTING, workers=workers, nodes=sorted(self._nodes.nodes))
+        usable = self._nodes.nodes.keys() - self._nodes.avoided()
+        self._event(EventType.WORKERS_STARTING, workers=workers, nodes=sorted(usable))
 
     def started(self, group: Group) -> None:
         """Workers are there, and do not train yet."""
@@ -375,21 +377,23 @@ class Supervisor:
                 self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(found[rank], 2))
 
     def _look_after_standby(self, group: _Watched) -> None:
-        after_s = self._spec.scaling.standby_after_s
-        if after_s is None or group.has_standby or not group.pulses or not group.pulses.get(0):
+        """Once for every attempt and node, also on those that have come and are not used yet."""
+        after_s, first = self._spec.scaling.standby_after_s, group.pulses.get(0)
+        if after_s is None or first is None or not first.has_trained or time.monotonic() - group.began < after_s:
             return
-        if not group.pulses[0].has_trained or time.monotonic() - group.began < after_s:
-            return
-        group.has_standby = True
         import ray
 
         here = self._nodes.nodes.get(ray.get_runtime_context().get_node_id())
-        if here is not None:
+        if here is not None and not group.standby_on:
             start_standby(here, _OF_RAY_TRAIN, 1)
-        for kind in self._spec.standby:
-            of_kind = replace(kind, environment={**self._worker_env, **kind.environment})
-            for node_id in group.on_node.keys() & self._nodes.nodes.keys():
-                start_standby(self._nodes.nodes[node_id], of_kind, group.on_node[node_id])
+        for node_id in self._nodes.nodes.keys() - self._nodes.avoided() - group.standby_on:
+            node = self._nodes.nodes[node_id]
+            group.standby_on.add(node_id)
+            workers = group.on_node.get(node_id, 0) or min(node.room, self._spec.scaling.workers)
+            for kind in self._spec.standby:
+                if workers:
+                    of_kind = replace(kind, environment={**self._worker_env, **kind.environment})
+                    start_standby(node, of_kind, workers)
 
     # When an attempt has ended.
 

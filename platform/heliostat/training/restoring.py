@@ -10,9 +10,9 @@ from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CommitLog
 from heliostat.checkpoint.places import ShardSource
 from heliostat.checkpoint.verify import Choice, Rejected, newest_good
-from heliostat.elastic.holders import HeldSource, answers, find_parts
+from heliostat.elastic.holders import HeldSource, find_parts, take_over
 from heliostat.elastic.snapshots import FoundSnapshot, newest_snapshot
-from heliostat.errors import CheckpointError, CorruptCheckpointError
+from heliostat.errors import CheckpointError, CorruptCheckpointError, SnapshotLostError
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.step import TrainingStep
 from heliostat.storage import Store
@@ -64,6 +64,7 @@ class Restorer:
             NoCheckpointError: there are committed checkpoints, but not one is usable.
             IncompatibleCheckpointError: the checkpoint is of another model.
             CorruptCheckpointError: bytes changed between being verified and being read.
+            SnapshotLostError: all there is is a snapshot that cannot be read; the next attempt will not find it.
         """
         choice = first_does_long(self.agreement, partial(self._choose, False))
         if holders and (restored := self._from_memory(holders, choice)):
@@ -79,8 +80,11 @@ class Restorer:
         except CheckpointError as error:
             _log.warning("the snapshot after step %d is not used: %s", snapshot.manifest.step, error)
             if choice is None:  # the first weights are overwritten in part: only another attempt has them
-                first_does_long(self.agreement, lambda: answers([each.begin.remote(0, None) for each in holders]))
-                raise
+                first_does_long(self.agreement, lambda: take_over(holders, 0, None))
+                raise SnapshotLostError(
+                    f"the snapshot after step {snapshot.manifest.step} is not whole, and nothing is committed",
+                    "The next attempt begins anew",
+                ) from error
             return None  # what storage has is as good, only older
         committed = 0 if choice is None else choice.manifest.step
         return Restored(snapshot.manifest, committed=committed, from_memory=True, lines=snapshot.lines)

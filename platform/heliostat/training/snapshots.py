@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshots:
-    """Takes them; all workers call every method alike.
+    """Takes them; all workers call every method alike. They go where the driver's last assignment says.
 
     Args:
         every_steps: Steps between them.

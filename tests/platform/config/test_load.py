@@ -89,7 +89,7 @@ def test_load_recipe__a_whole_number_is_a_number_and_a_byte_order_mark_no_matter
         ("training.warmup=3", UnknownKeyError, "nearest key is training.warmup_steps"),
         ("scaling.steps=3", UnknownKeyError, "nearest key is training.steps"),
         ("zzzzzzzzz.y=3", UnknownKeyError, "The keys of a recipe are kind, name, root, seed, dataset, model, "),
-        ("scaling.machines=3", UnknownKeyError, "The keys of scaling are workers, cpus_per_worker, accelerator"),
+        ("scaling.machines=3", UnknownKeyError, "The keys of scaling are workers, min_workers, cpus_per_worker"),
         ("name.first=3", UnknownKeyError, "unknown key name.first"),
         ("training=3", InvalidValueError, "training is 3 .* section of keys. Set its keys, such as training.steps"),
         (
@@ -122,6 +122,13 @@ def test_load_recipe__a_whole_number_is_a_number_and_a_byte_order_mark_no_matter
         ("kind=pretain", InvalidValueError, "kind is pretain .* one of pretrain, evaluate"),
         ("kind=[a]", InvalidValueError, "kind is .* one of pretrain, evaluate"),
         ("training.global_batch=100", IndivisibleBatchError, "global_batch 100 .*slot_batch 64. Set .* to 128"),
+        (
+            "scaling.min_workers=2",
+            InvalidValueError,
+            "scaling.min_workers is 2, but scaling.workers is 1. Set .* 1",
+        ),
+        ("scaling.min_workers=0", InvalidValueError, "scaling.min_workers is 0 .* greater than 0"),
+        ("scaling.wait_minutes=0", InvalidValueError, "scaling.wait_minutes is 0 .* greater than 0"),
         ("scaling.workers=33", TooManyWorkersError, "33 workers .* 32 slots .* at most 32"),
     ],
 )
