@@ -31,7 +31,7 @@ NAMESPACE = "heliostat"
 _IDLE_S = 1800.0
 """Without a word for so long, its run is over and nobody has said so."""
 _ANSWER_S = 60.0
-_LOOK_S = 3.0
+_LOOK_S = 10.0
 _IN_FLIGHT = 2
 _KEPT = 2
 """Snapshots: the newest may not be whole yet."""

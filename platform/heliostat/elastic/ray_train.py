@@ -5,13 +5,14 @@ to try again) is decided here. ``tests/platform/elastic/test_ray_train.py`` fail
 """
 
 import asyncio
+import logging
 import os
 import time
 import traceback
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -37,6 +38,8 @@ from heliostat.elastic.causes import NodeFate, WorkerFailure, is_collateral
 from heliostat.elastic.signals import AttemptStoppedError
 from heliostat.elastic.supervisor import Member, Supervisor, SupervisorSpec
 from heliostat.errors import HeliostatError
+
+_log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _GRACE_POLLS = 8
@@ -134,7 +137,10 @@ class _Scaling(ScalingPolicy):  # type: ignore[misc]
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
         self._maybe_send_resource_request()
-        self._supervisor.watch()
+        try:
+            self._supervisor.watch()
+        except RayError as error:  # a look that fails is no reason to end what trains
+            _log.warning("a look at the workers failed: %s", error)
         return NoopDecision()
 
     def _get_num_workers_for_resource_request(self) -> int:

@@ -104,7 +104,8 @@ def raised_from(outer: BaseException, inner: BaseException) -> BaseException:
 
 def of_task(error: Exception) -> BaseException:
     """As ``ray.get`` gives back what a call of an actor raised."""
-    return RayTaskError("Actor.call", "traceback", error).as_instanceof_cause()
+    returned: BaseException = RayTaskError("Actor.call", "traceback", error).as_instanceof_cause()
+    return returned
 
 
 def of_user(error: BaseException) -> exceptions.UserExceptionWithTraceback:
