@@ -231,4 +231,4 @@ def _recoveries(run: SpotRun) -> Sequence[float]:
 
 
 if __name__ == "__main__":
-    run_bench("elastic", __doc__ or "", measure)
+    run_bench("elastic", __doc__, measure)

@@ -12,10 +12,10 @@ from heliostat.observe.events import EventType
 PLAN = """
 at step 20 kill rank 0
 at step 50 kill node of rank 1
-at step 80 add node
-at step 130 drain node of rank 0 after 8 s
+at step 75 add node
+at step 115 drain node of rank 0 after 8 s
 """
-STEPS = 200
+STEPS = 160
 
 
 @pytest.mark.ray

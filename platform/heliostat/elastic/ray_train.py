@@ -35,8 +35,9 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.train.v2.api.result import Result
 
 from heliostat.elastic.causes import NodeFate, WorkerFailure, is_collateral
+from heliostat.elastic.group import Member
 from heliostat.elastic.signals import AttemptStoppedError
-from heliostat.elastic.supervisor import Member, Supervisor, SupervisorSpec
+from heliostat.elastic.supervisor import Supervisor, SupervisorSpec
 from heliostat.errors import HeliostatError
 
 _log = logging.getLogger(__name__)

@@ -7,17 +7,17 @@ nothing of Ray Train; a group of workers is a ``Group`` to it.
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from heliostat.config.scaling import ScalingConfig
 from heliostat.elastic.causes import Budgets, Cause, Interruption, NodeFate, WorkerFailure, classify
+from heliostat.elastic.group import Group, Watched
 from heliostat.elastic.health import hung_ranks, stragglers
-from heliostat.elastic.holders import ensure_holders
+from heliostat.elastic.keeping import Keeping
 from heliostat.elastic.nodes import NodeWatch, clocks, read_nodes
 from heliostat.elastic.policy import ClusterView, Decision, Keep, Limits, Resize, decide
-from heliostat.elastic.signals import Assignment, AttemptStoppedError, Order, Pulse, assign, deliver, pulse, stacks
+from heliostat.elastic.signals import AttemptStoppedError, Order, deliver, pulse, stacks
 from heliostat.elastic.standby import StandbyKind, start_standby
 from heliostat.errors import HeliostatError, PreemptedError, TrainingFailedError
 from heliostat.observe.events import EventType, EventWriter
@@ -26,10 +26,8 @@ from heliostat.storage import Store
 _log = logging.getLogger(__name__)
 
 _STACKS_S = 3.0
-_OOM_S = 1.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
-_HOLDERS_AGAIN_S = 10.0
 _STRAGGLER_STEPS = 10
 """For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
@@ -58,61 +56,6 @@ class SupervisorSpec:
     flush_interval_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One worker of a group."""
-
-    rank: int
-    node_id: str
-    pid: int
-    call: Callable[..., Any]
-    """``call(function, *arguments)`` runs a function in its process; gives Ray's reference to the result."""
-
-
-class Group(Protocol):
-    """The workers of an attempt."""
-
-    @property
-    def members(self) -> Sequence[Member]:
-        """By rank."""
-
-
-@dataclass(slots=True)
-class _Watched:
-    """What is known of the attempt that runs."""
-
-    members: Sequence[Member]
-    began: float
-    pulses: dict[int, Pulse] = field(default_factory=dict)
-    heard: dict[int, float] = field(default_factory=dict)
-    calls: dict[int, Any] = field(default_factory=dict)
-    noticed: set[str] = field(default_factory=set)
-    """Nodes that were announced to go."""
-    stopping: Cause | None = None
-    hung: dict[int, float] = field(default_factory=dict)
-    slow: dict[int, int] = field(default_factory=dict)
-    """Since which step."""
-    named: set[int] = field(default_factory=set)
-    standby_on: set[str] = field(default_factory=set)
-    """Nodes that were asked for processes that stand by."""
-    holders_at: float = 0.0
-    """When workers were told of holders."""
-    oom_kills: dict[str, Any] = field(default_factory=dict)
-    """Ray's references to the count of each node when the attempt began."""
-
-    @property
-    def on_node(self) -> dict[str, int]:
-        """Workers by node."""
-        counts: dict[str, int] = {}
-        for member in self.members:
-            counts[member.node_id] = counts.get(member.node_id, 0) + 1
-        return counts
-
-    def ranks_on(self, nodes: set[str]) -> list[int]:
-        """Workers on some nodes."""
-        return [member.rank for member in self.members if member.node_id in nodes]
-
-
 class Supervisor:
     """See the module.
 
@@ -127,8 +70,8 @@ class Supervisor:
         self._nodes = NodeWatch()
         self._budgets = Budgets(spec.scaling.max_failures)
         self._events = EventWriter(spec.store, 0, None, spec.flush_interval_s, stream=DRIVER_STREAM)
-        self._group: _Watched | None = None
-        self._holders: dict[str, Any] = {}
+        self._group: Watched | None = None
+        self._keeping = Keeping(spec.run_id)
         self._attempt = 0
         self._furthest = 0
         self._waits_since: float | None = None
@@ -198,36 +141,16 @@ class Supervisor:
 
     def started(self, group: Group) -> None:
         """Workers are there, and do not train yet."""
-        self._group = watched = _Watched(group.members, time.monotonic())
+        self._group = watched = Watched(group.members, time.monotonic())
         if not self._spec.takes_snapshots:
             return
         import ray
 
-        ray.get(self._assign_holders(watched))
-        watched.oom_kills = {node: self._holders[node].oom_kills.remote() for node in watched.on_node}
+        ray.get(self._keeping.begin(watched, *self._reachable_and_usable()))
 
-    def _assign_holders(self, group: _Watched) -> list[Any]:
-        """Start holders where there are none, and tell workers of them; Ray's references to the telling."""
-        used = sorted(group.on_node)
-        others = sorted(set(self._nodes.nodes) - set(used) - self._nodes.avoided())
-        wanted = [*used, *others[: 1 if len(used) == 1 else 0]]
-        self._holders = {**self._known_holders(), **ensure_holders(self._spec.run_id, wanted)}
-        group.holders_at = time.monotonic()
-        return [member.call(assign, self._assignment(member, used, others)) for member in group.members]
-
-    def _known_holders(self) -> dict[str, Any]:
-        """Those of this run on nodes that are there: of the attempts before, or of another driver."""
-        from heliostat.elastic.holders import known_holders
-
+    def _reachable_and_usable(self) -> tuple[set[str], set[str]]:
         reachable = self._nodes.nodes.keys() - self._nodes.suspects
-        return {node: each for node, each in known_holders(self._spec.run_id).items() if node in reachable}
-
-    def _assignment(self, member: Member, used: Sequence[str], others: Sequence[str]) -> Assignment:
-        """A worker's part is kept on its own node and on the next one that trains, or on any other if none does."""
-        ring = list(used) if len(used) > 1 else [*used, *others[:1]]
-        place = ring.index(member.node_id)
-        keepers = dict.fromkeys((member.node_id, ring[(place + 1) % len(ring)]))
-        return Assignment(tuple(self._holders[node] for node in keepers), tuple(self._holders.values()))
+        return reachable, reachable - self._nodes.avoided()
 
     # While an attempt runs.
 
@@ -257,7 +180,7 @@ class Supervisor:
             healthy, min(deadlines, default=float("inf")), now - self._nodes.changed_at, self._nodes.flaps
         )
 
-    def _hear(self, group: _Watched) -> None:
+    def _hear(self, group: Watched) -> None:
         """Take in the pulses that have come, and ask for the next ones."""
         import ray
         from ray.exceptions import RayError
@@ -280,15 +203,14 @@ class Supervisor:
         if first is not None:
             self._attempt = max(self._attempt, first.attempt)
             self._furthest = max(self._furthest, first.steps_done)
-        has_lost = any(each.lost_holder for each in group.pulses.values())
-        if has_lost and now - group.holders_at > _HOLDERS_AGAIN_S:
-            self._assign_holders(group)
+        if any(each.lost_holder for each in group.pulses.values()):
+            self._keeping.repair(group, *self._reachable_and_usable())
 
-    def _tell(self, group: _Watched, order: Order) -> None:
+    def _tell(self, group: Watched, order: Order) -> None:
         for member in group.members:
             member.call(deliver, order)
 
-    def _pass_on_notices(self, group: _Watched) -> None:
+    def _pass_on_notices(self, group: Watched) -> None:
         now = time.monotonic()
         ours = self._nodes.draining() & group.on_node.keys()
         if new := ours - group.noticed:
@@ -305,7 +227,7 @@ class Supervisor:
             group.noticed -= gone
         group.noticed |= new
 
-    def _stop(self, group: _Watched, decision: Decision) -> None:
+    def _stop(self, group: Watched, decision: Decision) -> None:
         leaving = bool(group.noticed & self._nodes.draining())
         group.stopping = Cause.PREEMPTED if leaving else Cause.RESIZE
         workers = decision.workers if isinstance(decision, Resize) else 0
@@ -313,7 +235,7 @@ class Supervisor:
         self._event(EventType.RESIZE_PLANNED, workers=workers, reason=reason)
         self._tell(group, Order.STOP)
 
-    def _end_hung(self, group: _Watched) -> None:
+    def _end_hung(self, group: Watched) -> None:
         if group.hung:
             return
         now = time.monotonic()
@@ -326,7 +248,7 @@ class Supervisor:
         silent_s = round(max(hung.values()), 1)
         self._event(EventType.HANG_DETECTED, ranks=sorted(hung), silent_s=silent_s, stacks=key)
 
-    def _dump_stacks(self, group: _Watched, hung: Mapping[int, float]) -> str:
+    def _dump_stacks(self, group: Watched, hung: Mapping[int, float]) -> str:
         """Write down what every worker is doing, and end those that hang; the key below the run."""
         import ray
         from ray.exceptions import RayError
@@ -341,7 +263,7 @@ class Supervisor:
                 texts[calls[call].rank] = f"gone: {type(error).__name__}"
         for member in group.members:
             if member.rank in hung:
-                texts[member.rank] = f"{texts.get(member.rank, 'does not answer')}\n{self._end(member)}"
+                texts[member.rank] = f"{texts.get(member.rank, 'does not answer')}\n{self._keeping.end_process(member)}"
         key = f"logs/hang-attempt-{self._attempt}.txt"
         text = "\n".join(
             f"== worker {rank}\n{texts.get(rank, 'does not answer')}" for rank in range(len(group.members))
@@ -352,21 +274,7 @@ class Supervisor:
             _log.warning("the stacks of a hang could not be written: %s", error)
         return key
 
-    def _end(self, member: Member) -> str:
-        """Kill a worker's process from its own node: one that is stopped heeds nothing else."""
-        import ray
-        from ray.exceptions import RayError
-
-        holder = (
-            self._holders.get(member.node_id) or ensure_holders(self._spec.run_id, [member.node_id])[member.node_id]
-        )
-        self._holders[member.node_id] = holder
-        try:
-            return str(ray.get(holder.end_process.remote(member.pid), timeout=15.0))
-        except RayError as error:
-            return f"could not be ended: {type(error).__name__}"
-
-    def _name_stragglers(self, group: _Watched) -> None:
+    def _name_stragglers(self, group: Watched) -> None:
         if len(group.pulses) < len(group.members) or min(p.steps_done for p in group.pulses.values()) == 0:
             return
         found = stragglers([group.pulses[member.rank].local_s for member in group.members])
@@ -376,7 +284,7 @@ class Supervisor:
                 group.named.add(rank)
                 self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(found[rank], 2))
 
-    def _look_after_standby(self, group: _Watched) -> None:
+    def _look_after_standby(self, group: Watched) -> None:
         """Once for every attempt and node, also on those that have come and are not used yet."""
         after_s, first = self._spec.scaling.standby_after_s, group.pulses.get(0)
         if after_s is None or first is None or not first.has_trained or time.monotonic() - group.began < after_s:
@@ -405,21 +313,8 @@ class Supervisor:
             nodes = tuple(sorted(group.noticed)) if group.stopping is Cause.PREEMPTED else ()
             detail = str(stopped[0].error)
             return self._charge(Interruption(group.stopping, tuple(group.ranks_on(set(nodes))), nodes, detail))
-        seen = [replace(each, kernel_killed=self._kernel_killed(each)) for each in failures]
+        seen = [replace(each, kernel_killed=self._keeping.kernel_killed(each)) for each in failures]
         return self._charge(classify(seen, group.hung if group else None))
-
-    def _kernel_killed(self, failure: WorkerFailure) -> bool:
-        import ray
-        from ray.exceptions import RayError
-
-        group, holder = self._group, self._holders.get(failure.node)
-        if not failure.is_gone or failure.fate is not NodeFate.ALIVE or group is None or holder is None:
-            return False
-        try:
-            before, now = ray.get([group.oom_kills[failure.node], holder.oom_kills.remote()], timeout=_OOM_S)
-        except (RayError, KeyError):
-            return False
-        return bool(now > before)
 
     def not_started(self, detail: str, is_timeout: bool) -> bool:
         """A group could not be started; whether to go on. Room that somebody else took is waited for."""

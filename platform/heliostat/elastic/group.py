@@ -1,0 +1,59 @@
+"""The workers of an attempt as the driver knows them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from heliostat.elastic.causes import Cause
+from heliostat.elastic.signals import Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker of a group."""
+
+    rank: int
+    node_id: str
+    pid: int
+    call: Callable[..., Any]
+    """``call(function, *arguments)`` runs a function in its process; gives Ray's reference to the result."""
+
+
+class Group(Protocol):
+    """The workers of an attempt."""
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """By rank."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """What is known of the attempt that runs."""
+
+    members: Sequence[Member]
+    began: float
+    pulses: dict[int, Pulse] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+    calls: dict[int, Any] = field(default_factory=dict)
+    noticed: set[str] = field(default_factory=set)
+    """Nodes that were announced to go."""
+    stopping: Cause | None = None
+    hung: dict[int, float] = field(default_factory=dict)
+    slow: dict[int, int] = field(default_factory=dict)
+    """Since which step."""
+    named: set[int] = field(default_factory=set)
+    standby_on: set[str] = field(default_factory=set)
+    """Nodes that were asked for processes that stand by."""
+
+    @property
+    def on_node(self) -> dict[str, int]:
+        """Workers by node."""
+        counts: dict[str, int] = {}
+        for member in self.members:
+            counts[member.node_id] = counts.get(member.node_id, 0) + 1
+        return counts
+
+    def ranks_on(self, nodes: set[str]) -> list[int]:
+        """Workers on some nodes."""
+        return [member.rank for member in self.members if member.node_id in nodes]
