@@ -3,7 +3,6 @@
 Ray Train runs ``deliver``, ``assign`` and ``pulse`` in the process of a worker, beside the thread that trains.
 """
 
-import os
 import sys
 import threading
 import time
@@ -46,7 +45,6 @@ class Assignment:
 class Pulse:
     """How a worker is."""
 
-    pid: int
     attempt: int
     steps_done: int
     beat: int
@@ -168,7 +166,6 @@ def pulse() -> Pulse:
     with box.lock:
         silent_s = time.monotonic() - box.beat_at
         return Pulse(
-            os.getpid(),
             box.attempt,
             box.steps_done,
             box.beats,

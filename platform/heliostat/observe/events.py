@@ -5,10 +5,10 @@ Events are rare and mean something; numbers of every step are in ``metrics.py``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
+from heliostat.observe.documented import DocumentedEnum
 from heliostat.observe.redaction import redact_value
 from heliostat.observe.segments import LINES_DROPPED, Line, SegmentWriter, read_segments, utc_now
 from heliostat.storage import Store
@@ -17,15 +17,8 @@ EVENTS_PREFIX = "events"
 _SCHEMA_FIELDS = frozenset({"time_utc", "type", "attempt", "rank"})
 
 
-class EventType(StrEnum):
+class EventType(DocumentedEnum):
     """The events that this version writes; each member's docstring says when."""
-
-    def __new__(cls, value: str, doc: str) -> Self:
-        """A member with its sentence as docstring."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.__doc__ = doc
-        return member
 
     SUPERVISION_STARTED = (
         "supervision_started",

@@ -2,19 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Self
+
+from heliostat.observe.documented import DocumentedEnum
 
 
-class Category(StrEnum):
+class Category(DocumentedEnum):
     """What a second of the wall clock was spent on; each member's docstring says what it means."""
-
-    def __new__(cls, value: str, doc: str) -> Self:
-        """A member with its meaning as docstring."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.__doc__ = doc
-        return member
 
     @property
     def label(self) -> str:

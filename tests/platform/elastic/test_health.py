@@ -6,7 +6,6 @@ from heliostat.elastic.health import hung_ranks, stragglers
 from heliostat.elastic.signals import Pulse
 
 PULSE = Pulse(
-    pid=1,
     attempt=1,
     steps_done=10,
     beat=40,

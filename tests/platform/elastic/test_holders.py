@@ -1,7 +1,5 @@
 """Snapshots in other processes' memory: one holder as an object, and several as the actors that they are."""
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from support.small_ray import small_ray
 
 from heliostat.checkpoint.assembly import Draft
 from heliostat.checkpoint.format import CHUNK_BYTES, CheckpointManifest, StateSlice
@@ -157,17 +156,8 @@ class Flipping(Holder):
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A small Ray of our own whose workers see the test's modules, and gone at the end."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-    )
-    yield
-    ray.shutdown()
+    with small_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -99,7 +98,6 @@ def test_pulse__says_how_the_worker_is(box: Mailbox) -> None:
     run_steps(box, range(40, 41))
     box.save_s, box.lost_holder = 1.5, True
     expected = Pulse(
-        pid=os.getpid(),
         attempt=3,
         steps_done=41,
         beat=2,

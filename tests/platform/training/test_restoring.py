@@ -1,7 +1,5 @@
 """Which state an attempt goes on from: one worker with the plain engine, a real store and real holders."""
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from support.small_ray import small_ray
 from support.worlds import CPU_DEVICE, new_networks, step_input, tiny_recipe, whole_state
 
 from heliostat.checkpoint.log import CommitLog
@@ -44,17 +43,8 @@ class Forgetful(Holder):
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A small Ray of our own whose workers see the test's modules, and gone at the end."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-    )
-    yield
-    ray.shutdown()
+    with small_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
