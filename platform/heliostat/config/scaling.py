@@ -29,7 +29,7 @@ class ScalingConfig(Section):
         "came and went makes it four times as long",
     )
     hang_s: float = Field(
-        25.0,
+        20.0,
         gt=0,
         description="seconds without any movement after which workers are taken to hang and are ended, or four times "
         "the longest pause so far, if that is longer",

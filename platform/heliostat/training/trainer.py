@@ -115,4 +115,6 @@ def _worker_env(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, str]:
     cpus = str(max(1, int(recipe.scaling.cpus_per_worker)))
     kernels = DETERMINISTIC_ENV if recipe.training.deterministic else {}
     hook = import_hook("heliostat.training.warm_up.of_worker") if recipe.scaling.standby_after_s is not None else {}
-    return {**hook, **kernels, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}
+    # DeepSpeed marks functions for torch's compiler, whose import takes seconds of a core at every start.
+    compiler = {} if recipe.training.compile else {"TORCHDYNAMO_DISABLE": "1"}
+    return {**hook, **kernels, **compiler, **({} if use_gpu else {**CPU_WORKER_ENV, "OMP_NUM_THREADS": cpus})}

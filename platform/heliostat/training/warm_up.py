@@ -17,9 +17,7 @@ _OF_WORKER = (
     "heliostat.elastic.holders",
     "torch.distributed",
     "deepspeed",
-    # Imported late by torch's optimizers and by DeepSpeed's look at them; together they take longer than all others.
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
+    # Imported late by DeepSpeed, and brings torch's compiler, which takes as long as most others together.
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage_1_and_2",
     "deepspeed.runtime.zero.stage3",
