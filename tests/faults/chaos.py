@@ -17,7 +17,7 @@ from faults.frame import Outcome
 from faults.rig import Rig, rig
 from faults.rows import bad_wire, dead_feeder, expired_credentials, hostile_images, random_faults, storage_outage
 from faults.spot_rig import SpotRig, spot_rig
-from faults.spot_rows import nodes, notices, processes, random_plan, steps
+from faults.spot_rows import mixed, nodes, notices, processes, random_plan, steps
 
 Row = Callable[[Rig], list[Outcome]]
 SpotRow = Callable[[SpotRig], list[Outcome]]
@@ -46,6 +46,8 @@ SPOT_ROWS: dict[str, SpotRow] = {
     "two_notices": notices.two_at_once,
     "poisoned_batch": steps.poisoned_batch,
     "full_disk": steps.full_disk,
+    "mixed_zero_2": mixed.zero_2,
+    "mixed_zero_3": mixed.zero_3,
     "random_spot": random_plan.inject,
 }
 _WORKERS = 3

@@ -252,9 +252,12 @@ class SpotRig:
             return False
         if steps is not None:
             return self._equals_plain(run)
-        truth = self.undisturbed
-        same_ids = run.manifest.digest_of_ids == truth.manifest.digest_of_ids
-        return same_ids and run.distance(truth, _WIDTH) <= _TOLERANCE
+        same_ids = run.manifest.digest_of_ids == self.undisturbed.manifest.digest_of_ids
+        return same_ids and self.distance(run) <= _TOLERANCE
+
+    def distance(self, run: SpotRun) -> float:
+        """Of a run's parameters from the truth, relative."""
+        return run.distance(self.undisturbed, _WIDTH)
 
     def _equals_plain(self, run: SpotRun) -> bool:
         try:
