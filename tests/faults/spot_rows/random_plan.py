@@ -8,7 +8,8 @@ from faults.spot_rig import SpotRig
 from faults.spot_run import outcomes
 
 _PER_RUN = 10
-_FIRST, _APART = 25, 40
+_FIRST, _APART = 25, 25
+_PACE_S = 0.3
 
 
 def inject(rig: SpotRig) -> list[Outcome]:
@@ -19,7 +20,7 @@ def inject(rig: SpotRig) -> list[Outcome]:
         rig.renew()
         plan = random_plan(rig.rng, min(_PER_RUN, rig.faults - len(found)), _FIRST, _APART, rig.workers)
         steps = plan[-1].step + _APART
-        with rig.run(f"random-{number}", steps) as live:
+        with rig.run(f"random-{number}", steps, pace_s=_PACE_S) as live:
             live.carry_out(plan)
             run = live.finish()
         mine = outcomes(run, live.done_at, rig.is_exact(run, steps))

@@ -1,0 +1,90 @@
+"""Hierarchical k-means with resampling (Vo et al. 2024): clusters of clusters, spread evenly over what there is.
+
+Plain k-means follows the density of the data. Level 1 clusters the points, each further level the centroids of the one
+below. At every level the points closest to each centroid, equally many of each cluster, are clustered again several
+times: what is frequent loses its weight, and centroids spread over the support of the data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from heliostat.curation.kmeans import Clusters, Floats, InMemory, Ints, Points, Stream, assign, kmeans
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """One level.
+
+    Attributes:
+        clusters: How many.
+        resamplings: How often the points closest to the centroids are clustered again.
+        closest: How many of each cluster then.
+        rounds: Of each k-means.
+    """
+
+    clusters: int
+    resamplings: int = 0
+    closest: int = 1
+    rounds: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Clusters of one level.
+
+    Attributes:
+        centroids_KD: Unit vectors, float32.
+        assignment: The cluster of each point, or of each centroid of the level below.
+    """
+
+    centroids_KD: Floats
+    assignment: Ints
+
+
+def cluster_levels(
+    points: Points, plans: Sequence[LevelPlan], seed: int, report: Callable[[int, int], None] = lambda done, total: None
+) -> list[Level]:
+    """All levels, from the one with the most clusters to the coarsest.
+
+    Args:
+        points: Unit vectors.
+        plans: From the bottom up; each with fewer clusters than the one before.
+        seed: Everything random follows from it.
+        report: Told how many clusterings of how many are done.
+    """
+    levels: list[Level] = []
+    below = points
+    total = sum(1 + plan.resamplings for plan in plans)
+    done = 0
+    for number, plan in enumerate(plans):
+        subset = below
+        for resampling in range(plan.resamplings + 1):
+            report(done, total)
+            found = _cluster(subset, plan, (seed, number, resampling))
+            owners, similarity = assign(below, found.centroids_KD)
+            subset = InMemory(below.take(closest_rows(owners, similarity, plan.closest)))
+            done += 1
+        levels.append(Level(found.centroids_KD, owners.astype(np.int64)))
+        below = InMemory(found.centroids_KD.astype(np.float16))
+    report(done, total)
+    return levels
+
+
+def _cluster(points: Points, plan: LevelPlan, stream: Stream) -> Clusters:
+    return kmeans(points, min(plan.clusters, points.rows), stream, rounds=plan.rounds)
+
+
+def closest_rows(owners_N: npt.NDArray[np.integer], similarity_N: Floats, count: int) -> Ints:
+    """Numbers of the points most similar to their centroid, at most ``count`` of each cluster, ascending.
+
+    Of equally similar ones the first.
+    """
+    order = np.lexsort((np.arange(len(owners_N)), -similarity_N, owners_N))
+    sorted_owners = owners_N[order]
+    begins = np.flatnonzero(np.concatenate([[True], sorted_owners[1:] != sorted_owners[:-1]]))
+    sizes = np.diff(np.append(begins, len(order)))
+    place = np.arange(len(order)) - np.repeat(begins, sizes)
+    return np.sort(order[place < count])
