@@ -24,7 +24,8 @@ def spanning_forest(edges_E2: Edges) -> Edges:
         return np.empty((0, 2), np.int64)
     labels = _labels(places.reshape(-1, 2), len(nodes))
     roots: Ints = nodes[_smallest(labels)[labels]]
-    return np.stack([roots, nodes], axis=1)[roots != nodes]
+    forest: Edges = np.stack([roots, nodes], axis=1)[roots != nodes]
+    return forest
 
 
 def components(nodes: int, forests: Iterable[Edges]) -> Ints:

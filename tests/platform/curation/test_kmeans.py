@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.points import blobs
 
 from heliostat.curation import kmeans as module
 from heliostat.curation.kmeans import (
@@ -24,13 +25,6 @@ from heliostat.curation.kmeans import (
 from heliostat.data.draws import units
 
 R = TypeVar("R")
-
-
-def blobs(rows: int, width: int, centres: int, seed: int = 0, noise: float = 0.05) -> Vectors:
-    rng = np.random.default_rng(seed)
-    means = rng.normal(size=(centres, width))
-    points = means[rng.integers(centres, size=rows)] + noise * rng.normal(size=(rows, width)) * np.sqrt(width)
-    return normalised(points).astype(np.float16)
 
 
 class Scattered(InMemory):
@@ -54,7 +48,7 @@ class Scattered(InMemory):
 def reference(points: Vectors, start: npt.NDArray[np.int64], rounds: int) -> npt.NDArray[np.float64]:
     """Lloyd by the book in float64, one cluster after the other."""
     x = points.astype(np.float64)
-    centroids = x[start] / np.linalg.norm(x[start], axis=1, keepdims=True)
+    centroids: npt.NDArray[np.float64] = x[start] / np.linalg.norm(x[start], axis=1, keepdims=True)
     for _ in range(rounds):
         owners = (x @ centroids.T).argmax(axis=1)
         for cluster in range(len(centroids)):

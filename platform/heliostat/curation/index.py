@@ -1,0 +1,217 @@
+"""Nearest neighbours by faiss: which index for how many vectors, its training, and the search in one shard of it.
+
+A large index has inverted lists of some hundred vectors each, whatever its size, and a graph that finds the lists of a
+query, so that the cost of a query hardly grows (faiss: IVF with an HNSW quantiser). Vectors are held compressed for the
+search and as float16 beside that, from which the similarities of what was found are computed exactly.
+
+Legend of array suffixes: N vectors, Q queries, D width, C candidates, L lists.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from heliostat.curation.kmeans import Floats, InMemory, Ints, Stream, Vectors, kmeans, split_start
+from heliostat.curation.similarity import NO_ROW, Similarities, best_of, exact_similarities
+
+Code = Literal["flat", "sq8", "rabitq", "pq"]
+
+_ROWS_PER_LIST = 256
+_SAMPLE_PER_LIST = 40
+_LIST_ROUNDS = 8
+_SPLIT_FROM_LISTS = 64
+_GRAPH_LINKS = 32
+_PQ_WIDTH = 8
+"""Dimensions that one byte of a product quantiser stands for."""
+_SLACK: dict[Code, float] = {"flat": 1.0, "sq8": 1.0, "rabitq": 2.0, "pq": 3.0}
+"""Candidates that are looked at exactly, for one that is wanted, less a few: what a code confuses."""
+_FEW = 16
+_QUERY_ROWS = 1024
+_EXACT_BASE_ROWS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """How vectors are searched.
+
+    Attributes:
+        lists: Inverted lists of all shards; 0 compares every query with every vector.
+        code: How vectors of lists are held.
+        width: D.
+    """
+
+    lists: int
+    code: Code
+    width: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Host memory per vector of a shard."""
+        if not self.lists:
+            return self.width * (2 + 4) + 8
+        codes = {"flat": 4 * self.width, "sq8": self.width, "rabitq": self.width // 8 + 8, "pq": _pq_bytes(self.width)}
+        return 2 * self.width + codes[self.code] + 8 + 8
+
+    def shards(self, rows: int, shard_bytes: int) -> int:
+        """Shards that so many vectors need, so that none is larger than it may be."""
+        return max(1, -(-rows * self.row_bytes // shard_bytes))
+
+
+def plan_index(rows: int, width: int, code: Code, flat_rows: int) -> IndexPlan:
+    """The index for so many vectors; up to ``flat_rows`` of them, every one is compared."""
+    return IndexPlan(0 if rows <= flat_rows else max(1, rows // _ROWS_PER_LIST), code, width)
+
+
+def sample_size(plan: IndexPlan) -> int:
+    """Vectors that training wants to see."""
+    return plan.lists * _SAMPLE_PER_LIST
+
+
+def train_index(sample_ND: Vectors, plan: IndexPlan, stream: Stream) -> bytes:
+    """An empty index of all lists, trained; ``SearchShard`` takes it.
+
+    Args:
+        sample_ND: Vectors of the whole, ``sample_size`` of them or all.
+        plan: With lists.
+        stream: Everything random follows from it.
+    """
+    faiss = _faiss()
+    threads = faiss.omp_get_max_threads()
+    quantiser = faiss.IndexHNSWFlat(plan.width, _GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
+    faiss.omp_set_num_threads(1)  # several would link the graph in the order in which they happen to come
+    quantiser.add(_list_centroids(sample_ND, plan.lists, stream))
+    faiss.omp_set_num_threads(threads)
+    index = _empty(plan, quantiser)
+    index.train(sample_ND.astype(np.float32))
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+def _list_centroids(sample_ND: Vectors, lists: int, stream: Stream) -> Floats:
+    choose = partial(_centroids, rounds=_LIST_ROUNDS)
+    if lists < _SPLIT_FROM_LISTS:
+        return choose(sample_ND, lists, stream)
+    return split_start(sample_ND, lists, stream, choose)
+
+
+def _centroids(sample_ND: Vectors, clusters: int, stream: Stream, rounds: int) -> Floats:
+    return kmeans(InMemory(sample_ND), clusters, stream, rounds=rounds).centroids_KD
+
+
+def _empty(plan: IndexPlan, quantiser: Any) -> Any:
+    faiss = _faiss()
+    shape = (quantiser, plan.width, plan.lists)
+    product = faiss.METRIC_INNER_PRODUCT
+    if plan.code == "flat":
+        return faiss.IndexIVFFlat(*shape, product)
+    if plan.code == "sq8":
+        return faiss.IndexIVFScalarQuantizer(*shape, faiss.ScalarQuantizer.QT_8bit, product)
+    if plan.code == "rabitq":
+        return faiss.IndexIVFRaBitQ(*shape, product)
+    return faiss.IndexIVFPQ(*shape, _pq_bytes(plan.width), 8, product)
+
+
+def _faiss() -> Any:
+    import faiss  # takes its time; its stubs know half of it
+
+    return faiss
+
+
+def _pq_bytes(width: int) -> int:
+    """The largest divisor of the width that gives each byte ``_PQ_WIDTH`` dimensions or more."""
+    return max(parts for parts in range(1, max(2, width // _PQ_WIDTH + 1)) if width % parts == 0)
+
+
+class SearchShard:
+    """Some of the vectors, ready to be searched.
+
+    Args:
+        plan: Of the whole index.
+        trained: What ``train_index`` gave; without lists none.
+        vectors_ND: The vectors.
+        rows_N: Their numbers, which results are told in; ascending.
+    """
+
+    def __init__(self, plan: IndexPlan, trained: bytes | None, vectors_ND: Vectors, rows_N: Ints) -> None:
+        self._plan = plan
+        self._vectors_ND, self._rows_N = vectors_ND, rows_N
+        self._index = _filled(trained, vectors_ND) if trained is not None else None
+        self._floats_ND = vectors_ND.astype(np.float32) if trained is None else np.empty((0, plan.width), np.float32)
+
+    def search(self, queries_QD: Vectors, count: int, probes: int) -> tuple[Ints, Similarities]:
+        """The most similar vectors of each query, best first: their numbers and similarities, (Q, count) both.
+
+        Args:
+            queries_QD: Unit vectors.
+            count: How many.
+            probes: Lists that are looked into.
+        """
+        wanted = min(len(self._rows_N), int(count * _SLACK[self._plan.code]) + _FEW)
+        parts = []
+        for first in range(0, len(queries_QD), _QUERY_ROWS):
+            queries = queries_QD[first : first + _QUERY_ROWS]
+            candidates = self._candidates(queries, wanted, probes)
+            near = exact_similarities(queries, self._vectors_ND, candidates)
+            rows = np.where(candidates == NO_ROW, NO_ROW, self._rows_N[np.maximum(candidates, 0)])
+            parts.append(best_of(rows, near, count))
+        if not parts:
+            return np.empty((0, count), np.int64), np.empty((0, count), np.int16)
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([near for _, near in parts])
+
+    def recall(self, places: Ints, count: int, probes: int) -> float:
+        """Share of the true neighbours within this shard that a search finds, over some of its own vectors.
+
+        Args:
+            places: Which vectors ask, by their place in the shard.
+            count: Neighbours of each.
+            probes: Lists that are looked into.
+        """
+        queries = self._vectors_ND[places]
+        found, _ = self.search(queries, count, probes)
+        true, _ = self._exact(queries, count)
+        hits = sum(len(np.intersect1d(mine, truth)) for mine, truth in zip(found, true, strict=True))
+        return hits / max(1, int((true != NO_ROW).sum()))
+
+    def _exact(self, queries_QD: Vectors, count: int) -> tuple[Ints, Similarities]:
+        """The same, compared with every vector."""
+        best = np.full((len(queries_QD), 0), NO_ROW), np.empty((len(queries_QD), 0), np.int16)
+        for first in range(0, len(self._rows_N), _EXACT_BASE_ROWS):
+            base_ND = self._vectors_ND[first : first + _EXACT_BASE_ROWS]
+            candidates = _nearest(queries_QD, base_ND.astype(np.float32), min(len(base_ND), count + _FEW))
+            near = exact_similarities(queries_QD, base_ND, candidates)
+            rows = self._rows_N[first + candidates]
+            joined = np.concatenate([best[0], rows], axis=1), np.concatenate([best[1], near], axis=1)
+            best = best_of(*joined, count)
+        return best
+
+    def _candidates(self, queries_QD: Vectors, wanted: int, probes: int) -> Ints:
+        """Places in the shard, (Q, wanted), in any order."""
+        if self._index is None:
+            return _nearest(queries_QD, self._floats_ND, wanted)
+        faiss = _faiss()
+        lists = min(probes, self._plan.lists)
+        graph = faiss.SearchParametersHNSW(efSearch=max(64, 2 * lists))
+        parameters = faiss.SearchParametersIVF(nprobe=lists, quantizer_params=graph)
+        _, found = self._index.search(queries_QD.astype(np.float32), wanted, params=parameters)
+        return np.asarray(found, np.int64)
+
+
+def _filled(trained: bytes, vectors_ND: Vectors) -> Any:
+    faiss = _faiss()
+    index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+    has_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
+    for first in range(0, len(vectors_ND), _EXACT_BASE_ROWS):
+        index.add(vectors_ND[first : first + _EXACT_BASE_ROWS].astype(np.float32))
+    if has_gpu and not isinstance(index, faiss.IndexIVFRaBitQ):  # which GPUs do not search
+        options = faiss.GpuClonerOptions()
+        options.useFloat16 = True
+        options.allowCpuCoarseQuantizer = True
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+    return index
+
+
+def _nearest(queries_QD: Vectors, floats_ND: Floats, wanted: int) -> Ints:
+    faiss = _faiss()
+    _, found = faiss.knn(queries_QD.astype(np.float32), floats_ND, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    return np.asarray(found, np.int64)
