@@ -58,6 +58,9 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── CorruptLockError             HS-RUN-006
 │   ├── NotTrainingError             HS-RUN-007  asked for a checkpoint, and nobody answers
 │   └── ClusterUnreachableError      HS-RUN-008
+├── CurationError                    HS-CUR-…   a curation that cannot go on
+│   ├── CorruptResultError           HS-CUR-001  what a stage has written is damaged or gone
+│   └── UnknownImageError            HS-CUR-002  an image that the curation has never seen
 └── EvaluationError                  HS-EVAL-…
     ├── TooFewSamplesError           HS-EVAL-001
     └── NonFiniteFeaturesError       HS-EVAL-002
@@ -429,6 +432,24 @@ class ClusterUnreachableError(RunError):
     """No Ray cluster answers at an address."""
 
     code = "HS-RUN-008"
+
+
+class CurationError(HeliostatError):
+    """A curation cannot go on, or cannot answer."""
+
+    code = "HS-CUR-000"
+
+
+class CorruptResultError(CurationError):
+    """What a stage of a curation has written is damaged or gone."""
+
+    code = "HS-CUR-001"
+
+
+class UnknownImageError(CurationError):
+    """An image that a curation has never seen."""
+
+    code = "HS-CUR-002"
 
 
 class EvaluationError(HeliostatError):

@@ -7,9 +7,9 @@ import pyarrow as pa
 from heliostat.data.ingest.checked import CHECKED
 from heliostat.data.ingest.first_pass import FirstPass
 from heliostat.data.ingest.job import IngestProgress, Job
-from heliostat.data.ingest.ray_tasks import run_tasks
 from heliostat.data.ingest.rounds import Tally, tally_of
 from heliostat.data.ingest.workspace import parse_checked
+from heliostat.data.ray_tasks import run_tasks
 from heliostat.data.sources import Unit
 from heliostat.errors import TooManyRefusedError
 

@@ -12,11 +12,11 @@ from heliostat import __version__
 from heliostat.data.images import Reason
 from heliostat.data.ingest.checked import Ids, extend_labels, images_of, refusals_of, unique_images, without_known
 from heliostat.data.ingest.job import IngestProgress, Job
-from heliostat.data.ingest.ray_tasks import run_tasks
 from heliostat.data.ingest.rounds import RoundNote, Tally
 from heliostat.data.ingest.second_pass import ChangedItem, Packed, SecondPass, plan_round
 from heliostat.data.manifest import DatasetManifest, Head, Provenance, QuarantinePart, Shard, read_head, write_manifest
 from heliostat.data.quarantine import QuarantinedFile, write_quarantine
+from heliostat.data.ray_tasks import run_tasks
 from heliostat.data.shard_index import read_index
 from heliostat.errors import ObjectExistsError, ObjectNotFoundError, VersionConflictError
 from heliostat.storage import Store

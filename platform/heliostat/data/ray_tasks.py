@@ -1,14 +1,17 @@
-"""Work of an ingest as Ray Data tasks: a task takes bytes and gives bytes.
+"""Work over many items as Ray Data tasks: a task takes bytes and gives bytes.
 
 There are as many tasks at once as the cluster has CPUs, each taking half a one: what runs beside them always finds CPUs
-of its own. Tasks may end in any order; a result comes with the index of what it belongs to.
+of its own. Tasks may end in any order; a result comes with the index of what it belongs to. What takes long to make, as
+a network does, is made once per process of an ``ActorPool``.
 """
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,7 +30,25 @@ _RESULT = pa.schema(
 Task = Callable[[bytes], bytes]
 
 
-def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task) -> Iterator[tuple[int, bytes]]:
+@dataclass(frozen=True, slots=True)
+class ActorPool:
+    """Processes that make their task once and keep it.
+
+    Attributes:
+        make: Makes the task, in each of them.
+        gpus: Of each; without any there are as many processes as CPUs, else as GPUs, in both cases of the cluster.
+    """
+
+    make: Callable[[], Task]
+    gpus: float = 0.0
+
+    def size(self, resources: Mapping[str, float], items: int) -> int:
+        """Processes on a cluster with these resources, for so many items."""
+        there = resources.get("GPU", 0.0) / self.gpus if self.gpus else resources.get("CPU", 1.0)
+        return max(1, min(items, int(there)))
+
+
+def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task | ActorPool) -> Iterator[tuple[int, bytes]]:
     """One Ray Data task per payload; indices and results as they come.
 
     Raises:
@@ -36,7 +57,7 @@ def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task) -> Iterator[tup
     import ray
 
     if not ray.is_initialized():
-        raise RuntimeError("ingest needs an initialised Ray")  # a bare start would join any cluster on this machine
+        raise RuntimeError("tasks need an initialised Ray")  # a bare start would join any cluster on this machine
     import ray.data
 
     with _quiet():
@@ -49,16 +70,26 @@ def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task) -> Iterator[tup
             return
         dataset = ray.data.from_arrow_refs(blocks)
         dataset.context.enable_progress_bars = False
-        tasks = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1))))
         results = dataset.map_batches(
-            partial(_run_block, task=task),
+            _Kept if isinstance(task, ActorPool) else partial(_run_block, task=task),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=tasks),
+            **_compute(task, len(blocks)),
         )
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from _results(block)
+
+
+def _compute(task: Task | ActorPool, items: int) -> dict[str, Any]:
+    import ray
+
+    resources = ray.cluster_resources()
+    if isinstance(task, ActorPool):
+        size = task.size(resources, items)
+        chosen = {"compute": ray.data.ActorPoolStrategy(size=size), "fn_constructor_args": (task.make,)}
+        return {**chosen, "num_gpus": task.gpus} if task.gpus else chosen
+    return {"compute": ray.data.TaskPoolStrategy(size=min(items, max(1, int(resources.get("CPU", 1)))))}
 
 
 @contextmanager
@@ -73,6 +104,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Kept:
+    def __init__(self, make: Callable[[], Task]) -> None:
+        self._task = make()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return _run_block(block, self._task)
+
+
 def _run_block(block: pa.Table, task: Task) -> pa.Table:
     rows = zip(block["index"].to_pylist(), block["payload"].to_pylist(), strict=True)
     return pa.Table.from_pylist([_run_one(index, payload, task) for index, payload in rows], _RESULT)
@@ -84,7 +123,7 @@ def _run_one(index: int, payload: bytes, task: Task) -> dict[str, object]:
     except HeliostatError as error:
         failure = [type(error).__name__, error.fact, error.next_step]
     except OSError as error:  # sources answer for theirs: this is the disk on which a task assembles what it uploads
-        fact = f"an ingest cannot work in {tempfile.gettempdir()}: {error.strerror or type(error).__name__}"
+        fact = f"a task cannot work in {tempfile.gettempdir()}: {error.strerror or type(error).__name__}"
         failure = [StoreFailedError.__name__, fact, "Free space there, or point TMPDIR to another disk"]
     return {"index": index, "result": None, "failure": failure}
 

@@ -1,0 +1,173 @@
+"""Functions of images, each computed once per shard and kept: embeddings, measures of quality, whatever is plugged in.
+
+Results lie at ``image_maps/<name>-<fingerprint>/<shard>-<sha256>.parquet``, one row per row of the shard. Shards never
+change and are named by their content, so what one curation has computed serves all later ones, also of a dataset that
+has grown meanwhile. An image that cannot be read has a ``problem`` instead of a result; the rest goes on.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import pyarrow as pa
+
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.universe import Universe, UniverseShard
+from heliostat.data.decode import SHRINKS, RgbImage, decode_rgb, read_header
+from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
+from heliostat.data.ray_tasks import ActorPool, Task
+from heliostat.data.shards import read_row_group
+from heliostat.errors import CorruptShardError, RejectedImageError
+from heliostat.storage import Store
+
+PROBLEM = "problem"
+_FINGERPRINT_CHARS = 16
+
+Compute = Callable[[Sequence[RgbImage]], pa.Table]
+"""One row per image."""
+Run = Callable[[Iterator[tuple[int, bytes]], Task | ActorPool], Iterator[tuple[int, bytes]]]
+"""As ``heliostat.data.ray_tasks.run_tasks``."""
+Report = Callable[[int, int], None]
+"""Told how many images of how many are done."""
+
+
+class ImageMap(Protocol):
+    """What is computed of every image. Small and picklable: it travels to all workers.
+
+    A plug-in is a function without arguments that gives such an object, named ``package.module:function``.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the function, for people and for the folder of its results."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that results depend on, weights included: another one, other results."""
+
+    @property
+    def short_side_px(self) -> int:
+        """Images may come smaller than they are, but no smaller than this."""
+
+    @property
+    def gpus(self) -> float:
+        """Of each process that computes it."""
+
+    def open(self) -> Compute:
+        """What computes it, in the process that does; called once there."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapResults:
+    """The results of one function over a universe: keys by shard, in the order of its shards."""
+
+    folder: ResultFolder
+    keys: tuple[str, ...]
+
+    def table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Results of one shard, one row per image.
+
+        Raises:
+            CorruptResultError: they are damaged or gone.
+        """
+        return self.folder.read(self.keys[shard], columns)
+
+
+def map_images(
+    universe: Universe, function: ImageMap, run: Run, report: Report = lambda done, total: None
+) -> MapResults:
+    """Compute a function of every image of a universe; what is there already is not computed again.
+
+    Args:
+        universe: Whose images.
+        function: What.
+        run: Where the work is done.
+        report: Told of the progress, in images.
+
+    Raises:
+        StorageError: the store does not cooperate. What is done stays done.
+    """
+    place = universe.root.sub(f"image_maps/{function.name}-{function.fingerprint[:_FINGERPRINT_CHARS]}")
+    folder = ResultFolder(place)
+    found = folder.found()
+    left = {number: shard for number, shard in enumerate(universe.shards) if shard.name not in found}
+    done = universe.rows - sum(shard.rows for shard in left.values())
+    report(done, universe.rows)
+    payloads = ((number, _payload(universe, shard)) for number, shard in left.items())
+    for number, key in run(payloads, ActorPool(_MapShards(universe.root, folder, function), function.gpus)):
+        found[left[number].name] = key.decode()
+        done += left[number].rows
+        report(done, universe.rows)
+    return MapResults(folder, tuple(found[shard.name] for shard in universe.shards))
+
+
+def _payload(universe: Universe, shard: UniverseShard) -> bytes:
+    part = universe.parts[shard.part]
+    return json.dumps([part.name, part.manifest_sha256, shard.shard, shard.name]).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _MapShards:
+    """Makes the task of a process."""
+
+    root: Store
+    folder: ResultFolder
+    function: ImageMap
+
+    def __call__(self) -> Task:
+        compute = self.function.open()
+
+        def task(payload: bytes) -> bytes:
+            name, sha256, shard, shard_name = json.loads(payload)
+            manifest = _manifest(self.root, name, sha256)
+            store = dataset_store(self.root, name)
+            groups = range(len(manifest.shards[shard].row_groups))
+            tables = [self._group(store, manifest, shard, group, compute) for group in groups]
+            # A group without a single good image knows only its problems.
+            return self.folder.write(shard_name, pa.concat_tables(tables, promote_options="default")).encode()
+
+        return task
+
+    def _group(self, store: Store, manifest: DatasetManifest, shard: int, group: int, compute: Compute) -> pa.Table:
+        rows = manifest.shards[shard].row_groups[group].rows
+        try:
+            images = read_row_group(store, manifest, shard, group)["image"].to_pylist()
+        except CorruptShardError as error:
+            return pa.table({PROBLEM: pa.array([error.fact] * rows, pa.string())})
+        pixels, problems = self._decoded(images)
+        good = [row for row, problem in enumerate(problems) if problem is None]
+        problem_column = pa.array(problems, pa.string())
+        if not good:
+            return pa.table({PROBLEM: problem_column})
+        computed = compute(pixels)
+        places = pa.array([good.index(row) if problems[row] is None else None for row in range(rows)], pa.int64())
+        return computed.take(places).append_column(PROBLEM, problem_column)
+
+    def _decoded(self, images: Sequence[bytes]) -> tuple[list[RgbImage], list[str | None]]:
+        pixels: list[RgbImage] = []
+        problems: list[str | None] = []
+        for image in images:
+            try:
+                pixels.append(decode_small(image, self.function.short_side_px))
+                problems.append(None)
+            except RejectedImageError as error:
+                problems.append(error.fact)
+        return pixels, problems
+
+
+def decode_small(image: bytes, short_side_px: int) -> RgbImage:
+    """Pixels of an image, as small as its codec makes it without going below a short side.
+
+    Raises:
+        RejectedImageError: the bytes are no image.
+    """
+    header = read_header(image)
+    fits = [shrink for shrink in SHRINKS if min(header.height, header.width) // shrink >= short_side_px]
+    return decode_rgb(image, max(fits, default=1) if header.shrinks else 1)
+
+
+@lru_cache(maxsize=16)
+def _manifest(root: Store, name: str, sha256: str) -> DatasetManifest:
+    return load_manifest(root, name, sha256)
