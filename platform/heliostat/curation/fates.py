@@ -1,0 +1,159 @@
+"""What becomes of every image of a pool, and why: each is left out by one stage, or taken for one reason.
+
+Stored per shard, with the image's id and what it was left out for, so that anybody can ask later
+(``heliostat curation explain``).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from heliostat.curation.dedup import Bools, Dropped
+from heliostat.curation.kmeans import Ints
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.similarity import NO_ROW
+from heliostat.curation.universe import Universe
+
+_UNDECIDED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of one image, as it is stored."""
+
+    id: str
+    dataset: str
+    row: int
+    """In that dataset's manifest."""
+    is_kept: bool
+    stage: str
+    reason: str
+    because_of: str | None
+    """Id of the image that it repeats, touches or was retrieved for."""
+
+
+class Fates:
+    """Fates of the pool's rows while they are decided.
+
+    Args:
+        rows: Of the universe.
+        pool: Rows whose fate is asked for.
+    """
+
+    def __init__(self, rows: int, pool: Ints) -> None:
+        self.reasons: list[tuple[str, str, bool]] = []
+        """Stage, reason, and whether it is one to keep an image."""
+        self._code = np.full(rows, _UNDECIDED, np.int16)
+        self._because_of = np.full(rows, NO_ROW)
+        self._is_pool = np.zeros(rows, np.bool_)
+        self._is_pool[pool] = True
+
+    @property
+    def alive(self) -> Bools:
+        """Rows of the pool that nothing has been decided about."""
+        alive: Bools = self._is_pool & (self._code == _UNDECIDED)
+        return alive
+
+    @property
+    def kept(self) -> Bools:
+        """Rows that were taken."""
+        return self._with_reason([number for number, reason in enumerate(self.reasons) if reason[2]])
+
+    def drop(self, stage: str, reason: str, rows: Ints, because_of: Ints | None = None) -> None:
+        """Leave rows out; those that are decided already stay as they are."""
+        self._decide((stage, reason, False), rows, because_of)
+
+    def keep(self, stage: str, reason: str, rows: Ints, because_of: Ints | None = None) -> None:
+        """Take rows; those that are decided already stay as they are: the first reason counts."""
+        self._decide((stage, reason, True), rows, because_of)
+
+    def drop_duplicates(self, stage: str, reason: str, found: Dropped) -> None:
+        """Leave out what repeats others."""
+        self.drop(stage, reason, found.rows, found.because_of)
+
+    def counts(self) -> dict[tuple[str, str, bool], int]:
+        """Rows by stage and reason, in the order in which they were decided."""
+        counted = Counter(self._code[self._code != _UNDECIDED].tolist())
+        return {reason: counted[number] for number, reason in enumerate(self.reasons)}
+
+    def reasons_of(self, rows: Ints) -> list[str]:
+        """The reason of each row that is decided."""
+        return [self.reasons[code][1] for code in self._code[rows].tolist()]
+
+    def write(self, universe: Universe, ids: npt.NDArray[np.void], folder: ResultFolder) -> None:
+        """Store what was decided, shard by shard."""
+        for number, shard in enumerate(universe.shards):
+            decided = np.flatnonzero(self._code[shard.first : shard.first + shard.rows] != _UNDECIDED)
+            if not len(decided):
+                continue
+            rows = shard.first + decided
+            other = self._because_of[rows]
+            chosen = [self.reasons[code] for code in self._code[rows].tolist()]
+            table = pa.table(
+                {
+                    "id": _hashes(ids, rows),
+                    "row": shard.row + decided,
+                    "kept": [kept for _, _, kept in chosen],
+                    "stage": pa.array([stage for stage, _, _ in chosen]).dictionary_encode(),
+                    "reason": pa.array([reason for _, reason, _ in chosen]).dictionary_encode(),
+                    "because_of": pc.if_else(pa.array(other != NO_ROW), _hashes(ids, np.maximum(other, 0)), None),
+                }
+            )
+            dataset = universe.parts[shard.part].name
+            folder.write(f"{number:08d}", table.replace_schema_metadata({"dataset": dataset}))
+
+    def _with_reason(self, numbers: list[int]) -> Bools:
+        return np.isin(self._code, numbers)
+
+    def _decide(self, reason: tuple[str, str, bool], rows: Ints, because_of: Ints | None) -> None:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        undecided = self.alive[rows]
+        self._code[rows[undecided]] = self.reasons.index(reason)
+        if because_of is not None:
+            self._because_of[rows[undecided]] = because_of[undecided]
+
+
+def read_fates(folder: ResultFolder) -> Iterator[Fate]:
+    """All fates of a curation, shard by shard."""
+    for key in sorted(folder.found().values()):
+        yield from _fates_of(folder.read(key))
+
+
+def find_fate(folder: ResultFolder, image_id: str) -> Fate | None:
+    """The fate of one image; reads ids until it is found."""
+    wanted = pa.scalar(bytes.fromhex(image_id), pa.binary(32))
+    for key in sorted(folder.found().values()):
+        table = folder.read(key)
+        mine = table.filter(pc.equal(table["id"], wanted))
+        if mine.num_rows:
+            # The same image may be there twice: what was kept answers, not its copy.
+            order = pc.sort_indices(mine, [("kept", "descending")])
+            return next(_fates_of(mine.take(order)))
+    return None
+
+
+def _fates_of(table: pa.Table) -> Iterator[Fate]:
+    dataset = table.schema.metadata[b"dataset"].decode()
+    for row in table.to_pylist():
+        other = row["because_of"]
+        yield Fate(
+            row["id"].hex(),
+            dataset,
+            row["row"],
+            row["kept"],
+            row["stage"],
+            row["reason"],
+            None if other is None else other.hex(),
+        )
+
+
+def _hashes(ids: npt.NDArray[np.void], rows: Ints) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(32), len(rows), [None, pa.py_buffer(np.ascontiguousarray(ids[rows]).tobytes())]
+    )

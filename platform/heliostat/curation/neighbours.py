@@ -1,0 +1,275 @@
+"""The nearest neighbours of many vectors among many, on a cluster: block by block, each kept when it is done.
+
+The searched vectors lie in shards in the memory of Ray actors, none of them larger than it may be; where the cluster
+cannot hold all shards at once, they are searched in several passes. A block of queries asks every shard and keeps the
+best of all. Results do not depend on the number of shards, blocks or workers: all shards share one trained index, and
+similarities are exact.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from heliostat.config.curate import SearchConfig
+from heliostat.curation.image_maps import Report, Run
+from heliostat.curation.index import IndexPlan, SearchShard, plan_index, sample_size, train_index
+from heliostat.curation.kmeans import Ints, sample_rows
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
+from heliostat.curation.vectors import VectorPart, take_rows
+
+_ACTOR_CPUS = 0.5
+_PROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_ASKING = 256
+"""Vectors on which the recall of a number of probes is measured, of all shards together."""
+_TRAINED, _CHOICE = "index.faiss", "probes.json"
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourTable:
+    """Neighbours of some rows.
+
+    Attributes:
+        rows: (Q,) numbers in the universe.
+        neighbours: (Q, K) the most similar first, ``NO_ROW`` where there are fewer.
+        similarity: (Q, K), in units of ``similarity.UNIT``.
+    """
+
+    rows: Ints
+    neighbours: Ints
+    similarity: Similarities
+
+    def to_arrow(self) -> pa.Table:
+        """As it is stored."""
+        count = self.neighbours.shape[1]
+        lists = [
+            pa.FixedSizeListArray.from_arrays(pa.array(each.reshape(-1)), count)
+            for each in (self.neighbours, self.similarity)
+        ]
+        return pa.table({"row": self.rows, "neighbours": lists[0], "similarity": lists[1]})
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "NeighbourTable":
+        """From what ``to_arrow`` gave."""
+        near = [table[name].combine_chunks().flatten().to_numpy() for name in ("neighbours", "similarity")]
+        rows = table["row"].to_numpy()
+        return cls(rows, near[0].reshape(len(rows), -1), near[1].reshape(len(rows), -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search has done: keys of its blocks in order, and how it was done.
+
+    Attributes:
+        keys: Of ``NeighbourTable`` objects, in the order of the rows.
+        plan: The index.
+        probes: Lists that were looked into, 0 if every vector was compared.
+        recall: Share of true neighbours found, measured on samples within shards; 1 if every vector was compared.
+    """
+
+    keys: tuple[str, ...]
+    plan: IndexPlan
+    probes: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is searched for what.
+
+    Attributes:
+        vectors: Where all vectors are.
+        results: Where the results go.
+        base: Vectors that are searched.
+        queries: Vectors that ask.
+        width: D.
+        count: Neighbours of each; a vector is no neighbour of itself.
+        seed: Everything random follows from it.
+    """
+
+    vectors: ResultFolder
+    results: ResultFolder
+    base: tuple[VectorPart, ...]
+    queries: tuple[VectorPart, ...]
+    width: int
+    count: int
+    seed: int
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def find_neighbours(search: Search, config: SearchConfig, run: Run, report: Report = _silent) -> Found:
+    """Search; blocks that are done already are not searched again. Ray must be initialised.
+
+    Raises:
+        CorruptResultError: vectors are damaged or gone.
+        StorageError: the store does not cooperate. What is done stays done.
+    """
+    rows = sum(len(part.places) for part in search.base)
+    plan = plan_index(rows, search.width, config.code, config.flat_rows)
+    trained = _trained(search, plan)
+    shards = _interleaved(search.base, plan.shards(rows, int(config.shard_gib * 2**30)))
+    fitting = _fitting(len(shards), plan, max(sum(len(part.places) for part in shard) for shard in shards))
+    passes = [shards[first : first + fitting] for first in range(0, len(shards), fitting)]
+    probes, recall = 0, 1.0
+    found: dict[str, str] = {}
+    for number, some in enumerate(passes):
+        with _actors(search, plan, trained, some) as actors:
+            if plan.lists:
+                probes, recall = _probes(search, actors, plan, config.recall)
+            asked = _Pass(search, tuple(actors), probes, number, len(passes))
+            found = asked.carry_out(run, partial(_told, report, number, len(passes)))
+    keys = tuple(found[_block_name(part, len(passes) - 1, len(passes))] for part in search.queries)
+    return Found(keys, plan, probes, recall)
+
+
+def _told(report: Report, number: int, passes: int, done: int, total: int) -> None:
+    report(number * total + done, passes * total)
+
+
+def _trained(search: Search, plan: IndexPlan) -> bytes | None:
+    """The index, trained by whoever came first; stored, so that a later start searches with the same one."""
+    if not plan.lists:
+        return None
+    if search.results.store.exists(_TRAINED):
+        return search.results.store.get(_TRAINED)
+    rows = sum(len(part.places) for part in search.base)
+    sample = take_rows(search.base, search.vectors, sample_rows(rows, sample_size(plan), (search.seed, 0)))
+    trained = train_index(sample, plan, (search.seed, 1))
+    search.results.store.put(_TRAINED, trained)
+    return trained
+
+
+def _interleaved(parts: Sequence[VectorPart], count: int) -> list[list[VectorPart]]:
+    """Parts dealt out like cards: each shard holds some of everything, and about as much as the others."""
+    dealt: list[list[VectorPart]] = [[] for _ in range(min(count, len(parts)))]
+    for part in sorted(parts, key=lambda each: -len(each.places)):
+        min(dealt, key=lambda shard: sum(len(each.places) for each in shard)).append(part)
+    return [sorted(shard, key=lambda part: part.shard) for shard in dealt]
+
+
+def _fitting(shards: int, plan: IndexPlan, shard_rows: int) -> int:
+    """Shards that the cluster's memory holds at once, one at least."""
+    import ray
+
+    shard_bytes = plan.row_bytes * shard_rows
+    holds = sum(int(node["Resources"].get("memory", 0.0) // shard_bytes) for node in ray.nodes() if node["Alive"])
+    cpus = int(ray.cluster_resources().get("CPU", 1) / (2 * _ACTOR_CPUS))  # as many again are left to those who ask
+    return max(1, min(shards, holds, cpus))
+
+
+class _ShardActor:
+    """A shard of the index."""
+
+    def __init__(self, vectors: ResultFolder, plan: IndexPlan, trained: bytes | None, parts: Sequence[VectorPart]):
+        loaded = np.concatenate([part.load(vectors) for part in parts])
+        self._shard = SearchShard(plan, trained, loaded, np.concatenate([part.rows for part in parts]))
+        self._rows = len(loaded)
+
+    def search(self, queries: Any, count: int, probes: int) -> tuple[Ints, Similarities]:
+        return self._shard.search(queries, count, probes)
+
+    def recall(self, asking: int, count: int, probes: int, seed: int) -> tuple[float, int]:
+        places = sample_rows(self._rows, asking, (seed, 2))
+        return self._shard.recall(places, count, probes), len(places)
+
+
+@contextmanager
+def _actors(
+    search: Search, plan: IndexPlan, trained: bytes | None, shards: Sequence[Sequence[VectorPart]]
+) -> Iterator[list[Any]]:
+    import ray
+
+    actor_class = ray.remote(num_cpus=_ACTOR_CPUS, max_restarts=-1, max_task_retries=-1)(_ShardActor)
+    shared = ray.put(trained)
+    started = [
+        actor_class.options(memory=plan.row_bytes * sum(len(part.places) for part in parts)).remote(
+            search.vectors, plan, shared, list(parts)
+        )
+        for parts in shards
+    ]
+    try:
+        yield started
+    finally:
+        for actor in started:
+            ray.kill(actor)
+
+
+def _probes(search: Search, actors: Sequence[Any], plan: IndexPlan, wanted: float) -> tuple[int, float]:
+    """The fewest probes with which enough of the true neighbours are found, and how many are; decided once."""
+    import ray
+
+    store = search.results.store
+    if store.exists(_CHOICE):
+        probes, recall = json.loads(store.get(_CHOICE))
+        return int(probes), float(recall)
+    asking = max(1, _ASKING // len(actors))
+    for probes in _PROBES:
+        found = ray.get([actor.recall.remote(asking, search.count, probes, search.seed) for actor in actors])
+        recall = float(np.average([share for share, _ in found], weights=[count for _, count in found]))
+        if recall >= wanted or probes >= plan.lists:
+            break
+    store.put(_CHOICE, json.dumps([probes, recall]).encode())
+    return probes, recall
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """All blocks of queries against some shards; what passes before have found is merged with it."""
+
+    search: Search
+    actors: tuple[Any, ...]
+    probes: int
+    number: int
+    passes: int
+
+    def carry_out(self, run: Run, report: Report) -> dict[str, str]:
+        """Keys of all results so far, by name."""
+        found = self.search.results.found()
+        names = [_block_name(part, self.number, self.passes) for part in self.search.queries]
+        sizes = [len(part.places) for part in self.search.queries]
+        left = [place for place, name in enumerate(names) if name not in found]
+        done = sum(sizes) - sum(sizes[place] for place in left)
+        report(done, sum(sizes))
+        payloads = ((place, self._payload(self.search.queries[place], found)) for place in left)
+        for place, key in run(payloads, self._search):
+            found[names[place]] = key.decode()
+            done += sizes[place]
+            report(done, sum(sizes))
+        return found
+
+    def _payload(self, part: VectorPart, found: Mapping[str, str]) -> bytes:
+        before = found[_block_name(part, self.number - 1, self.passes)] if self.number else None
+        return json.dumps([part.shard, part.key, part.first, before]).encode() + b"\n" + part.places.tobytes()
+
+    def _search(self, payload: bytes) -> bytes:
+        """One block, in a task."""
+        import ray
+
+        header, _, places = payload.partition(b"\n")
+        shard, key, first, before = json.loads(header)
+        part = VectorPart(shard, key, first, np.frombuffer(places, np.int64))
+        queries = ray.put(part.load(self.search.vectors))
+        # One more than is wanted: a vector of the base finds itself.
+        count = self.search.count + 1
+        answers = ray.get([actor.search.remote(queries, count, self.probes) for actor in self.actors])
+        if before is not None:
+            earlier = NeighbourTable.from_arrow(self.search.results.read(before))
+            answers.append((earlier.neighbours, earlier.similarity))
+        rows, near = (np.concatenate(each, axis=1) for each in zip(*answers, strict=True))
+        others = rows != part.rows[:, None]
+        best = best_of(np.where(others, rows, NO_ROW), np.where(others, near, LOWEST), self.search.count)
+        name = _block_name(part, self.number, self.passes)
+        return self.search.results.write(name, NeighbourTable(part.rows, *best).to_arrow()).encode()
+
+
+def _block_name(part: VectorPart, number: int, passes: int) -> str:
+    return f"{part.shard:08d}-pass-{number + 1}-of-{passes}"

@@ -1,0 +1,104 @@
+"""The vectors of a universe's rows: where they lie, and which of them a stage wants."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from heliostat.curation.dedup import Bools
+from heliostat.curation.image_maps import PROBLEM, MapResults
+from heliostat.curation.kmeans import Ints, Vectors
+from heliostat.curation.results import ResultFolder, vectors_of
+from heliostat.curation.universe import Universe
+
+VECTOR = "vector"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorPart:
+    """Wanted rows of one shard. Small: it travels to whoever reads them.
+
+    Attributes:
+        shard: Which of the universe's shards it is.
+        key: Of the shard's vectors.
+        first: Number of the shard's first row.
+        places: (N,) the wanted rows in the shard, ascending; each has a vector.
+    """
+
+    shard: int
+    key: str
+    first: int
+    places: Ints
+
+    @property
+    def rows(self) -> Ints:
+        """(N,) numbers in the universe."""
+        return self.first + self.places
+
+    def load(self, folder: ResultFolder) -> Vectors:
+        """(N, D).
+
+        Raises:
+            CorruptResultError: they are damaged or gone.
+        """
+        column = folder.read(self.key, [VECTOR])[VECTOR]
+        return vectors_of(column.take(self.places))
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An embedding of all rows of a universe.
+
+    Attributes:
+        folder: Where vectors are.
+        has_vector: (rows,) whether the image could be read.
+        problems: What was wrong with the others, by row.
+        width: D; 0 where no image at all could be read.
+    """
+
+    folder: ResultFolder
+    keys: tuple[str, ...]
+    firsts: Ints
+    has_vector: Bools
+    problems: dict[int, str]
+    width: int
+
+    def parts(self, wanted: Bools) -> list[VectorPart]:
+        """Those of the wanted rows that have a vector, by shard; shards without any are left out."""
+        ends = [*self.firsts[1:].tolist(), len(wanted)]
+        found = []
+        for shard, (key, first, end) in enumerate(zip(self.keys, self.firsts.tolist(), ends, strict=True)):
+            places = np.flatnonzero(wanted[first:end] & self.has_vector[first:end])
+            if len(places):
+                found.append(VectorPart(shard, key, first, places))
+        return found
+
+
+def embedded(universe: Universe, results: MapResults) -> Embedded:
+    """Look through the results of an embedding for images that could not be read."""
+    has_vector = np.zeros(universe.rows, np.bool_)
+    problems: dict[int, str] = {}
+    width = 0
+    for number, shard in enumerate(universe.shards):
+        column = results.table(number, [PROBLEM])[PROBLEM]
+        good = pc.is_null(column).to_numpy()
+        has_vector[shard.first : shard.first + shard.rows] = good
+        for place in np.flatnonzero(~good).tolist():
+            problems[shard.first + place] = column[place].as_py()
+        if not width and good.any():
+            width = results.table(number, [VECTOR]).schema.field(VECTOR).type.list_size
+    firsts = np.array([shard.first for shard in universe.shards])
+    return Embedded(results.folder, results.keys, firsts, has_vector, problems, width)
+
+
+def take_rows(parts: Sequence[VectorPart], folder: ResultFolder, numbers: Ints) -> Vectors:
+    """Some of all rows of parts, by their place in them one after the other (ascending), (n, D)."""
+    ends = np.cumsum([len(part.places) for part in parts])
+    found = []
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        start = end - len(part.places)
+        here = numbers[(numbers >= start) & (numbers < end)] - start
+        if len(here):
+            found.append(VectorPart(part.shard, part.key, part.first, part.places[here]).load(folder))
+    return np.concatenate(found)
