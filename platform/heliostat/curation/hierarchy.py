@@ -5,7 +5,7 @@ below. At every level the points closest to each centroid, equally many of each 
 times: what is frequent loses its weight, and centroids spread over the support of the data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,11 @@ class Level:
 
 
 def cluster_levels(
-    points: Points, plans: Sequence[LevelPlan], seed: int, report: Callable[[int, int], None] = lambda done, total: None
+    points: Points,
+    plans: Sequence[LevelPlan],
+    seed: int,
+    kept: MutableMapping[str, Floats],
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Level]:
     """All levels, from the one with the most clusters to the coarsest.
 
@@ -53,6 +57,7 @@ def cluster_levels(
         points: Unit vectors.
         plans: From the bottom up; each with fewer clusters than the one before.
         seed: Everything random follows from it.
+        kept: Centroids of clusterings that are done; those of this call are added, so that another goes on from there.
         report: Told how many clusterings of how many are done.
     """
     levels: list[Level] = []
@@ -63,12 +68,15 @@ def cluster_levels(
         subset = below
         for resampling in range(plan.resamplings + 1):
             report(done, total)
-            found = _cluster(subset, plan, (seed, number, resampling))
-            owners, similarity = assign(below, found.centroids_KD)
+            name = f"level-{number}-resampling-{resampling}"
+            if name not in kept:
+                kept[name] = _cluster(subset, plan, (seed, number, resampling)).centroids_KD
+            centroids_KD = kept[name]
+            owners, similarity = assign(below, centroids_KD)
             subset = InMemory(below.take(closest_rows(owners, similarity, plan.closest)))
             done += 1
-        levels.append(Level(found.centroids_KD, owners.astype(np.int64)))
-        below = InMemory(found.centroids_KD.astype(np.float16))
+        levels.append(Level(centroids_KD, owners.astype(np.int64)))
+        below = InMemory(centroids_KD.astype(np.float16))
     report(done, total)
     return levels
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from heliostat.curation.results import ResultFolder
@@ -22,7 +24,7 @@ from heliostat.data.shards import read_row_group
 from heliostat.errors import CorruptShardError, RejectedImageError
 from heliostat.storage import Store
 
-PROBLEM = "problem"
+PROBLEM, SOURCE = "problem", "source"
 _FINGERPRINT_CHARS = 16
 
 Compute = Callable[[Sequence[RgbImage]], pa.Table]
@@ -61,28 +63,36 @@ class ImageMap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MapResults:
-    """The results of one function over a universe: keys by shard, in the order of its shards."""
+    """The results of one function over a universe: keys by shard, in the order of its shards; none where not wanted."""
 
     folder: ResultFolder
-    keys: tuple[str, ...]
+    keys: tuple[str | None, ...]
 
     def table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Results of one shard, one row per image.
+        """Results of one shard, one row per image. Only of shards with rows that were wanted.
 
         Raises:
             CorruptResultError: they are damaged or gone.
         """
-        return self.folder.read(self.keys[shard], columns)
+        key = self.keys[shard]
+        if key is None:
+            raise ValueError(f"no row of shard {shard} was wanted")
+        return self.folder.read(key, columns)
 
 
 def map_images(
-    universe: Universe, function: ImageMap, run: Run, report: Report = lambda done, total: None
+    universe: Universe,
+    function: ImageMap,
+    wanted: npt.NDArray[np.bool_],
+    run: Run,
+    report: Report = lambda done, total: None,
 ) -> MapResults:
-    """Compute a function of every image of a universe; what is there already is not computed again.
+    """Compute a function of all images of the shards that hold wanted rows; what is there is not computed again.
 
     Args:
         universe: Whose images.
         function: What.
+        wanted: (rows,) of the universe.
         run: Where the work is done.
         report: Told of the progress, in images.
 
@@ -92,15 +102,21 @@ def map_images(
     place = universe.root.sub(f"image_maps/{function.name}-{function.fingerprint[:_FINGERPRINT_CHARS]}")
     folder = ResultFolder(place)
     found = folder.found()
-    left = {number: shard for number, shard in enumerate(universe.shards) if shard.name not in found}
-    done = universe.rows - sum(shard.rows for shard in left.values())
-    report(done, universe.rows)
+    asked = {
+        number: shard
+        for number, shard in enumerate(universe.shards)
+        if wanted[shard.first : shard.first + shard.rows].any()
+    }
+    left = {number: shard for number, shard in asked.items() if shard.name not in found}
+    total = sum(shard.rows for shard in asked.values())
+    done = total - sum(shard.rows for shard in left.values())
+    report(done, total)
     payloads = ((number, _payload(universe, shard)) for number, shard in left.items())
     for number, key in run(payloads, ActorPool(_MapShards(universe.root, folder, function), function.gpus)):
         found[left[number].name] = key.decode()
         done += left[number].rows
-        report(done, universe.rows)
-    return MapResults(folder, tuple(found[shard.name] for shard in universe.shards))
+        report(done, total)
+    return MapResults(folder, tuple(found.get(shard.name) for shard in universe.shards))
 
 
 def _payload(universe: Universe, shard: UniverseShard) -> bytes:
@@ -133,17 +149,17 @@ class _MapShards:
     def _group(self, store: Store, manifest: DatasetManifest, shard: int, group: int, compute: Compute) -> pa.Table:
         rows = manifest.shards[shard].row_groups[group].rows
         try:
-            images = read_row_group(store, manifest, shard, group)["image"].to_pylist()
+            table = read_row_group(store, manifest, shard, group)
         except CorruptShardError as error:
-            return pa.table({PROBLEM: pa.array([error.fact] * rows, pa.string())})
-        pixels, problems = self._decoded(images)
-        good = [row for row, problem in enumerate(problems) if problem is None]
-        problem_column = pa.array(problems, pa.string())
-        if not good:
-            return pa.table({PROBLEM: problem_column})
-        computed = compute(pixels)
-        places = pa.array([good.index(row) if problems[row] is None else None for row in range(rows)], pa.int64())
-        return computed.take(places).append_column(PROBLEM, problem_column)
+            return pa.table({SOURCE: pa.nulls(rows, pa.string()), PROBLEM: pa.array([error.fact] * rows, pa.string())})
+        pixels, problems = self._decoded(table["image"].to_pylist())
+        known = {SOURCE: table["source"], PROBLEM: pa.array(problems, pa.string())}
+        if not pixels:
+            return pa.table(known)
+        good = np.array([problem is None for problem in problems])
+        places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
+        computed = compute(pixels).take(places)
+        return pa.table({**known, **{name: computed[name] for name in computed.column_names}})
 
     def _decoded(self, images: Sequence[bytes]) -> tuple[list[RgbImage], list[str | None]]:
         pixels: list[RgbImage] = []

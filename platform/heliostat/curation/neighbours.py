@@ -23,6 +23,7 @@ from heliostat.curation.kmeans import Ints, sample_rows
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
 from heliostat.curation.vectors import VectorPart, take_rows
+from heliostat.storage import Store
 
 _ACTOR_CPUS = 0.5
 _PROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -67,12 +68,14 @@ class Found:
     """What a search has done: keys of its blocks in order, and how it was done.
 
     Attributes:
+        folder: Where the blocks are.
         keys: Of ``NeighbourTable`` objects, in the order of the rows.
         plan: The index.
         probes: Lists that were looked into, 0 if every vector was compared.
         recall: Share of true neighbours found, measured on samples within shards; 1 if every vector was compared.
     """
 
+    folder: ResultFolder
     keys: tuple[str, ...]
     plan: IndexPlan
     probes: int
@@ -85,6 +88,7 @@ class Search:
 
     Attributes:
         vectors: Where all vectors are.
+        index: Where the trained index is kept, for all queries of one base.
         results: Where the results go.
         base: Vectors that are searched.
         queries: Vectors that ask.
@@ -94,6 +98,7 @@ class Search:
     """
 
     vectors: ResultFolder
+    index: Store
     results: ResultFolder
     base: tuple[VectorPart, ...]
     queries: tuple[VectorPart, ...]
@@ -115,6 +120,8 @@ def find_neighbours(search: Search, config: SearchConfig, run: Run, report: Repo
     """
     rows = sum(len(part.places) for part in search.base)
     plan = plan_index(rows, search.width, config.code, config.flat_rows)
+    if not rows or not search.queries:
+        return Found(search.results, (), plan, 0, 1.0)
     trained = _trained(search, plan)
     shards = _interleaved(search.base, plan.shards(rows, int(config.shard_gib * 2**30)))
     fitting = _fitting(len(shards), plan, max(sum(len(part.places) for part in shard) for shard in shards))
@@ -128,7 +135,7 @@ def find_neighbours(search: Search, config: SearchConfig, run: Run, report: Repo
             asked = _Pass(search, tuple(actors), probes, number, len(passes))
             found = asked.carry_out(run, partial(_told, report, number, len(passes)))
     keys = tuple(found[_block_name(part, len(passes) - 1, len(passes))] for part in search.queries)
-    return Found(keys, plan, probes, recall)
+    return Found(search.results, keys, plan, probes, recall)
 
 
 def _told(report: Report, number: int, passes: int, done: int, total: int) -> None:
@@ -139,12 +146,12 @@ def _trained(search: Search, plan: IndexPlan) -> bytes | None:
     """The index, trained by whoever came first; stored, so that a later start searches with the same one."""
     if not plan.lists:
         return None
-    if search.results.store.exists(_TRAINED):
-        return search.results.store.get(_TRAINED)
+    if search.index.exists(_TRAINED):
+        return search.index.get(_TRAINED)
     rows = sum(len(part.places) for part in search.base)
     sample = take_rows(search.base, search.vectors, sample_rows(rows, sample_size(plan), (search.seed, 0)))
     trained = train_index(sample, plan, (search.seed, 1))
-    search.results.store.put(_TRAINED, trained)
+    search.index.put(_TRAINED, trained)
     return trained
 
 
@@ -207,7 +214,7 @@ def _probes(search: Search, actors: Sequence[Any], plan: IndexPlan, wanted: floa
     """The fewest probes with which enough of the true neighbours are found, and how many are; decided once."""
     import ray
 
-    store = search.results.store
+    store = search.index
     if store.exists(_CHOICE):
         probes, recall = json.loads(store.get(_CHOICE))
         return int(probes), float(recall)

@@ -58,7 +58,7 @@ class Embedded:
     """
 
     folder: ResultFolder
-    keys: tuple[str, ...]
+    keys: tuple[str | None, ...]
     firsts: Ints
     has_vector: Bools
     problems: dict[int, str]
@@ -70,7 +70,7 @@ class Embedded:
         found = []
         for shard, (key, first, end) in enumerate(zip(self.keys, self.firsts.tolist(), ends, strict=True)):
             places = np.flatnonzero(wanted[first:end] & self.has_vector[first:end])
-            if len(places):
+            if key is not None and len(places):
                 found.append(VectorPart(shard, key, first, places))
         return found
 
@@ -81,6 +81,8 @@ def embedded(universe: Universe, results: MapResults) -> Embedded:
     problems: dict[int, str] = {}
     width = 0
     for number, shard in enumerate(universe.shards):
+        if results.keys[number] is None:
+            continue
         column = results.table(number, [PROBLEM])[PROBLEM]
         good = pc.is_null(column).to_numpy()
         has_vector[shard.first : shard.first + shard.rows] = good

@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heliostat.curation.hierarchy import LevelPlan, closest_rows, cluster_levels
-from heliostat.curation.kmeans import InMemory, normalised
+from heliostat.curation.kmeans import Floats, InMemory, normalised
 from heliostat.curation.sampling import entropy_share, sample_balanced
 
 
@@ -22,7 +22,7 @@ PLANS = [LevelPlan(200, 4, 4), LevelPlan(40, 4, 3), LevelPlan(10, 2, 2)]
 
 def test_cluster_levels__balances_what_is_a_hundred_to_one() -> None:
     points, labels = imbalanced(10, 3000, 30)
-    levels = cluster_levels(points, PLANS, seed=0)
+    levels = cluster_levels(points, PLANS, 0, {})
     chosen = sample_balanced(levels, 250, seed=0)
     random = np.random.default_rng(0).choice(len(labels), 250, replace=False)
     assert len(chosen) == 250
@@ -34,18 +34,30 @@ def test_cluster_levels__every_level_owns_the_one_below() -> None:
     points, _ = imbalanced(5, 300, 30)
     told: list[tuple[int, int]] = []
     levels = cluster_levels(
-        points, [LevelPlan(40, 1, 2), LevelPlan(8)], 1, lambda done, total: told.append((done, total))
+        points, [LevelPlan(40, 1, 2), LevelPlan(8)], 1, {}, lambda done, total: told.append((done, total))
     )
     assert [len(level.assignment) for level in levels] == [points.rows, 40]
     assert [level.centroids_KD.shape[0] for level in levels] == [40, 8]
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    again = cluster_levels(points, [LevelPlan(40, 1, 2), LevelPlan(8)], 1)
+    again = cluster_levels(points, [LevelPlan(40, 1, 2), LevelPlan(8)], 1, {})
     assert all(np.array_equal(a.centroids_KD, b.centroids_KD) for a, b in zip(levels, again, strict=True))
+
+
+def test_cluster_levels__goes_on_from_what_is_kept() -> None:
+    points, _ = imbalanced(5, 300, 30)
+    plans = [LevelPlan(40, 2, 2), LevelPlan(8, 1, 2)]
+    kept: dict[str, Floats] = {}
+    whole = cluster_levels(points, plans, 1, kept)
+    assert len(kept) == 5
+    some = dict(list(kept.items())[:2])
+    again = cluster_levels(points, plans, 1, some)
+    assert all(np.array_equal(a.centroids_KD, b.centroids_KD) for a, b in zip(whole, again, strict=True))
+    assert all(np.array_equal(a.assignment, b.assignment) for a, b in zip(whole, again, strict=True))
 
 
 def test_cluster_levels__takes_as_many_clusters_as_there_are_points() -> None:
     points = InMemory(np.eye(4, dtype=np.float16))
-    levels = cluster_levels(points, [LevelPlan(9), LevelPlan(6)], 0)
+    levels = cluster_levels(points, [LevelPlan(9), LevelPlan(6)], 0, {})
     assert [len(level.centroids_KD) for level in levels] == [4, 4]
 
 

@@ -1,0 +1,155 @@
+"""Stages that look at what images show: clusters, retrieval of what resembles good sets, and a balanced sample."""
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from heliostat.config.curate import QuerySet
+from heliostat.curation.context import Context, digest, part_contents
+from heliostat.curation.dedup import Bools
+from heliostat.curation.embeddings import open_embedding
+from heliostat.curation.hierarchy import Level, LevelPlan, cluster_levels
+from heliostat.curation.kmeans import Floats, Ints, assign
+from heliostat.curation.neighbours import NeighbourTable
+from heliostat.curation.ray_points import ray_points
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.retrieval import Retrieved, by_clusters, by_sample
+from heliostat.curation.sampling import sample_balanced
+from heliostat.curation.vectors import Embedded, VectorPart
+
+EMBED, CLUSTER, RETRIEVE, SAMPLE = "embedding", "clusters", "retrieval", "sample"
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """Clusters of the pool.
+
+    Attributes:
+        rows: (N,) those that were clustered, ascending.
+        levels: The finest first.
+    """
+
+    rows: Ints
+    levels: list[Level]
+
+
+def choose(context: Context) -> Clustered | None:
+    """Take what resembles the recipe's sets, and a balanced sample; all if neither is asked for. The clusters, if any.
+
+    Images that nothing asks for are left out.
+    """
+    recipe = context.recipe
+    if recipe.embedding is None or not (recipe.retrieve or recipe.sample):
+        context.fates.keep("all", "survived all stages", np.flatnonzero(context.fates.alive))
+        return None
+    pool = context.fates.alive
+    queries = context.rows_of([each.dataset for each in recipe.retrieve])
+    with context.stage(EMBED) as details:
+        function = open_embedding(recipe.embedding, context.universe.root)
+        vectors = context.embed(function, pool | queries, EMBED)
+        pool = context.fates.alive
+        details["embedding"] = function.name
+    clustered = _cluster(context, vectors, pool) if recipe.cluster.levels else None
+    for query_set in recipe.retrieve:
+        _retrieve(context, vectors, pool, query_set, clustered)
+    if recipe.sample is not None and clustered is not None:
+        with context.stage(SAMPLE):
+            chosen = clustered.rows[sample_balanced(clustered.levels, recipe.sample, recipe.seed)]
+            context.fates.keep(SAMPLE, "balanced sample", chosen)
+    context.fates.drop(SAMPLE if recipe.sample else RETRIEVE, "not chosen", np.flatnonzero(context.fates.alive))
+    return clustered
+
+
+def _cluster(context: Context, vectors: Embedded, pool: Bools) -> Clustered:
+    config = context.recipe.cluster
+    plans = [LevelPlan(each.clusters, each.resamplings, each.closest, config.rounds) for each in config.levels]
+    parts = vectors.parts(pool)
+    with context.stage(CLUSTER) as details:
+        key = digest("clusters", part_contents(parts), [repr(plan) for plan in plans], context.recipe.seed)
+        kept = _KeptCentroids(ResultFolder(context.universe.root.sub(f"curation/clusters/{key}")))
+        actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        with ray_points(vectors.folder, parts, actors) as points:
+            levels = cluster_levels(points, plans, context.recipe.seed, kept, partial(context.watch, CLUSTER))
+        details |= {"clusters": [len(level.centroids_KD) for level in levels], "key": key}
+    return Clustered(np.concatenate([part.rows for part in parts]), levels)
+
+
+def _retrieve(
+    context: Context, vectors: Embedded, pool: Bools, query_set: QuerySet, clustered: Clustered | None
+) -> None:
+    number = context.recipe.retrieve.index(query_set)
+    stream = (context.recipe.seed, number)
+    queries = context.rows_of([query_set.dataset])
+    with context.stage(f"{RETRIEVE}: {query_set.dataset}") as details:
+        if query_set.method == "sample" or clustered is None:
+            found = _by_sample(context, vectors, pool, queries, query_set, stream)
+        else:
+            parts = vectors.parts(queries)
+            owners = [_owners(part, vectors, clustered.levels[0].centroids_KD) for part in parts]
+            found = by_clusters(
+                np.concatenate([part.rows for part in parts]),
+                np.concatenate(owners),
+                clustered.rows,
+                clustered.levels[0].assignment,
+                min_hits=query_set.min_hits,
+                per_cluster=query_set.per_cluster,
+                cap=query_set.cap,
+                stream=stream,
+            )
+        context.fates.keep(RETRIEVE, f"retrieved for {query_set.dataset}", found.rows, found.queries)
+        details |= {
+            "method": query_set.method,
+            "queries": int(queries.sum()),
+            "retrieved": len(found.rows),
+            "before_cap": found.before_cap,
+        }
+
+
+def _by_sample(
+    context: Context, vectors: Embedded, pool: Bools, queries: Bools, query_set: QuerySet, stream: tuple[int, int]
+) -> Retrieved:
+    near = context.neighbours(vectors, pool, queries, query_set.neighbours, f"{RETRIEVE}: {query_set.dataset}")
+    tables = [NeighbourTable.from_arrow(near.folder.read(key)) for key in near.keys]
+    return by_sample(
+        np.concatenate([table.rows for table in tables]),
+        np.concatenate([table.neighbours for table in tables]),
+        query_set.neighbours,
+        query_set.cap,
+        stream,
+    )
+
+
+def _owners(part: VectorPart, vectors: Embedded, centroids_KD: Floats) -> Ints:
+    from heliostat.curation.kmeans import InMemory
+
+    owners, _ = assign(InMemory(part.load(vectors.folder)), centroids_KD)
+    return owners.astype(np.int64)
+
+
+class _KeptCentroids(MutableMapping[str, Floats]):
+    """Centroids of clusterings that are done, in a folder."""
+
+    def __init__(self, folder: ResultFolder) -> None:
+        self._folder = folder
+        self._keys = folder.found()
+
+    def __getitem__(self, name: str) -> Floats:
+        column = self._folder.read(self._keys[name])["centroid"].combine_chunks()
+        return np.asarray(column.flatten().to_numpy(), np.float32).reshape(len(column), -1)
+
+    def __setitem__(self, name: str, centroids_KD: Floats) -> None:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(centroids_KD.reshape(-1)), centroids_KD.shape[1])
+        self._keys[name] = self._folder.write(name, pa.table({"centroid": column}))
+
+    def __delitem__(self, name: str) -> None:
+        raise NotImplementedError("what is kept stays")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)

@@ -1,0 +1,171 @@
+"""A whole curation: from the recipe's pool to a dataset that refers to its rows, with the fate of every image.
+
+Every stage keeps what it has computed under a name that follows from its input, so that a curation that was stopped, or
+another one with the same beginning, goes on from there. What is decided about an image is a function of these results
+and of the recipe alone.
+
+``curations/<name>/fates/`` holds what became of each image, ``curations/<name>/result.json`` what each stage did.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from heliostat.config.curate import CurateRecipe
+from heliostat.curation.balancing import Clustered, choose
+from heliostat.curation.context import Context, StageRecord, Watch
+from heliostat.curation.dedup import exact_duplicates
+from heliostat.curation.deduplication import drop_exact, drop_near
+from heliostat.curation.fates import Fates
+from heliostat.curation.filtering import apply_filter
+from heliostat.curation.image_maps import Run
+from heliostat.curation.kmeans import Ints
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.universe import Universe
+from heliostat.data.manifest import Part, load_manifest
+from heliostat.data.selection import write_selection
+from heliostat.errors import ObjectNotFoundError
+from heliostat.storage import Store
+
+RESULT_KEY = "result.json"
+READ = "read"
+
+
+@dataclass(frozen=True, slots=True)
+class Curated:
+    """What a curation has made.
+
+    Attributes:
+        manifest_sha256: Of the dataset.
+        images: In it.
+        pool: Images that were looked at.
+        records: What each stage did.
+        reasons: Images by stage, reason, and whether it is one to keep them.
+    """
+
+    manifest_sha256: str
+    images: int
+    pool: int
+    records: tuple[StageRecord, ...]
+    reasons: dict[tuple[str, str, bool], int]
+
+    def to_json(self) -> dict[str, object]:
+        """As it is stored."""
+        reasons = [{"stage": s, "reason": r, "kept": k, "images": n} for (s, r, k), n in self.reasons.items()]
+        return {**asdict(self), "records": [asdict(each) for each in self.records], "reasons": reasons}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> "Curated":
+        """From what ``to_json`` gave."""
+        found = json.loads(json.dumps(data))
+        return cls(
+            found["manifest_sha256"],
+            found["images"],
+            found["pool"],
+            tuple(StageRecord(**record) for record in found["records"]),
+            {(each["stage"], each["reason"], each["kept"]): each["images"] for each in found["reasons"]},
+        )
+
+
+def curation_store(root: Store, name: str) -> Store:
+    """The part of a root that belongs to one curation."""
+    return root.sub(f"curations/{name}")
+
+
+def fates_folder(root: Store, name: str) -> ResultFolder:
+    """Where the fates of a curation are."""
+    return ResultFolder(curation_store(root, name).sub("fates"))
+
+
+def load_result(root: Store, name: str) -> Curated | None:
+    """What a finished curation has made; none if it is not finished."""
+    try:
+        return Curated.from_json(json.loads(curation_store(root, name).get(RESULT_KEY)))
+    except ObjectNotFoundError:
+        return None
+
+
+def datasets_of(recipe: CurateRecipe) -> list[str]:
+    """Every dataset that a recipe names, each once."""
+    existing = [recipe.dedup.existing] if recipe.dedup.existing is not None else []
+    queries = [each.dataset for each in recipe.retrieve]
+    return list(dict.fromkeys([*recipe.as_is, *existing, *recipe.pool, *recipe.dedup.benchmarks, *queries]))
+
+
+def pin(root: Store, recipe: CurateRecipe) -> dict[str, str]:
+    """Hashes of the newest manifests of all datasets of a recipe.
+
+    Raises:
+        DatasetNotFoundError: one is not there.
+    """
+    return {name: load_manifest(root, name).sha256 for name in datasets_of(recipe)}
+
+
+def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run: Run, watch: Watch) -> Curated:
+    """Carry out a recipe; what is there already is not done again. Ray must be initialised.
+
+    Args:
+        root: Where datasets are, and where the result goes.
+        recipe: What to do.
+        manifests: Hashes of the datasets, by name.
+        run: Where the work on many items is done.
+        watch: Told of the progress.
+
+    Raises:
+        DatasetNotFoundError, CorruptManifestError: a dataset is gone or damaged.
+        InvalidValueError: an embedding or plug-in is not there, or has no threshold of its own.
+        SelectionError: no image is left.
+        CorruptResultError: something that an earlier start had computed is damaged.
+        StorageError: the store does not cooperate. What is done stays done.
+    """
+    parts = [Part(name=name, manifest_sha256=manifests[name]) for name in datasets_of(recipe)]
+    universe = Universe(root, parts)
+    pool = np.unique(np.concatenate([universe.rows_of(name) for name in recipe.pool]))
+    context = Context(universe, universe.listing(), recipe, Fates(universe.rows, pool), run, watch)
+    with context.stage(READ) as details:
+        context.fates.drop(READ, "its index is damaged or gone", np.flatnonzero(~context.listing.known))
+        details["problems"] = list(context.listing.problems.values())
+    drop_exact(context)
+    sharpness = apply_filter(context)
+    drop_near(context, sharpness)
+    clustered = choose(context)
+    manifest_sha256, images = _publish(context)
+    context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
+    _write_clusters(context, clustered)
+    curated = Curated(manifest_sha256, images, len(pool), tuple(context.records), context.fates.counts())
+    curation_store(root, recipe.name).put(RESULT_KEY, json.dumps(curated.to_json(), indent=1).encode())
+    return curated
+
+
+def _publish(context: Context) -> tuple[str, int]:
+    """The dataset: what was taken of the pool, what was curated earlier, and what is taken as it is."""
+    recipe, universe = context.recipe, context.universe
+    earlier = [recipe.dedup.existing] if recipe.dedup.existing is not None else []
+    as_is = np.concatenate([universe.rows_of(name) for name in (*recipe.as_is, *earlier)] or [np.empty(0, np.int64)])
+    as_is = np.unique(as_is[context.listing.known[as_is]])
+    as_is = np.setdiff1d(as_is, exact_duplicates(context.listing.ids, as_is).rows)
+    kept = np.setdiff1d(np.flatnonzero(context.fates.kept), as_is)
+    reasons = [*(["as is"] * len(as_is)), *context.fates.reasons_of(kept)]
+    sha256 = write_selection(universe.root, recipe.name, universe.parts, _selected(universe, as_is, kept, reasons))
+    return sha256, len(as_is) + len(kept)
+
+
+def _selected(universe: Universe, as_is: Ints, kept: Ints, reasons: Sequence[str]) -> pa.Table:
+    parts, rows = universe.place_of(np.concatenate([as_is, kept]))
+    return pa.table({"part": pa.array(parts, pa.int16()), "row": rows, "reason": list(reasons)})
+
+
+def _write_clusters(context: Context, clustered: Clustered | None) -> None:
+    """Which cluster of each level every image of the pool is in, for the report and for whoever looks later."""
+    if clustered is None:
+        return
+    columns: dict[str, pa.Array] = {"row": pa.array(clustered.rows)}
+    owners = np.arange(len(clustered.rows))
+    for number, level in enumerate(clustered.levels):
+        owners = level.assignment[owners]
+        columns[f"level_{number}"] = pa.array(owners, pa.int32())
+    folder = ResultFolder(curation_store(context.universe.root, context.recipe.name).sub("clusters"))
+    folder.write("assignment", pa.table(columns))

@@ -1,0 +1,87 @@
+"""Stages that leave out copies: exact ones, near ones, of benchmarks, and of what an earlier curation has kept."""
+
+from itertools import chain
+
+import numpy as np
+
+from heliostat.curation.context import Context
+from heliostat.curation.dedup import exact_duplicates, near_duplicates, touching
+from heliostat.curation.embeddings import open_embedding
+from heliostat.curation.grouping import forests
+from heliostat.curation.image_maps import ImageMap
+from heliostat.curation.kmeans import Floats, Ints
+from heliostat.curation.similarity import units_of
+from heliostat.errors import InvalidValueError
+
+EXACT, NEAR, BENCHMARKS, EXISTING = "exact duplicates", "near-duplicates", "benchmarks", "existing"
+
+
+def drop_exact(context: Context) -> None:
+    """Leave out images whose bytes are there already: as they are, in an earlier curation, or earlier in the pool."""
+    recipe = context.recipe
+    with context.stage(EXACT):
+        first = [context.universe.rows_of(name) for name in recipe.as_is]
+        if recipe.dedup.existing is not None:
+            first.append(context.universe.rows_of(recipe.dedup.existing))
+        pool = [context.universe.rows_of(name) for name in recipe.pool]
+        rows = _once(np.concatenate([*first, *pool]))
+        rows = rows[context.listing.known[rows]]
+        context.fates.drop_duplicates(EXACT, "exact duplicate", exact_duplicates(context.listing.ids, rows))
+
+
+def drop_near(context: Context, sharpness: Floats) -> None:
+    """Leave out all but one image of each component, and every component that touches what it must not."""
+    recipe = context.recipe.dedup
+    function = open_embedding(recipe.embedding, context.universe.root)
+    threshold = _threshold(function, recipe.threshold, "threshold")
+    against = [*recipe.benchmarks, *([recipe.existing] if recipe.existing is not None else [])]
+    with context.stage(NEAR) as details:
+        alive, references = context.fates.alive, context.rows_of(against)
+        vectors = context.embed(function, alive | references, NEAR)
+        alive = context.fates.alive
+        within = context.neighbours(vectors, alive, alive, recipe.neighbours, NEAR)
+        pixels = context.listing.widths.astype(np.int64) * context.listing.heights
+        pairs = forests(within, units_of(threshold), context.run)
+        dropped = near_duplicates(context.universe.rows, pairs, alive, pixels, sharpness)
+        context.fates.drop_duplicates(NEAR, "near-duplicate", dropped)
+        details |= {
+            "embedding": function.name,
+            "threshold": threshold,
+            "lists": within.plan.lists,
+            "probes": within.probes,
+            "recall": within.recall,
+        }
+    sets = [(BENCHMARKS, recipe.benchmarks, recipe.benchmark_threshold, "benchmark_threshold")]
+    if recipe.existing is not None:
+        sets.append((EXISTING, (recipe.existing,), recipe.threshold, "threshold"))
+    for stage, datasets, given, name in sets:
+        if not datasets:
+            continue
+        with context.stage(stage) as details:
+            references = context.rows_of(datasets)
+            towards = context.neighbours(vectors, alive, references & ~alive, recipe.neighbours, stage)
+            limit = _threshold(function, given, name)
+            pairs = chain(*(forests(found, units_of(limit), context.run) for found in (within, towards)))
+            # Of all that was alive before near-duplicates went: a copy that stayed falls with one that went.
+            dropped = touching(context.universe.rows, pairs, alive, np.flatnonzero(references))
+            context.fates.drop_duplicates(stage, _REASONS[stage], dropped)
+            details |= {"threshold": limit, "datasets": list(datasets), "touching": len(dropped.rows)}
+
+
+_REASONS = {BENCHMARKS: "in a component with an image of a benchmark", EXISTING: "repeats an image of the existing set"}
+
+
+def _threshold(function: ImageMap, given: float | None, name: str) -> float:
+    found = given if given is not None else getattr(function, name, None)
+    if found is None:
+        raise InvalidValueError(
+            f"dedup.{name} is null, and the embedding {function.name!r} has none of its own",
+            f"Set dedup.{name}: what is more similar is the same image",
+        )
+    return float(found)
+
+
+def _once(rows: Ints) -> Ints:
+    """Each row once, where it stands first."""
+    _, first = np.unique(rows, return_index=True)
+    return rows[np.sort(first)]

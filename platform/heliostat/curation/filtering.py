@@ -1,0 +1,98 @@
+"""The stage ``filter``: what cannot be used, whatever it shows; lists of what may or must not be used; plug-ins."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from heliostat.curation.context import Context
+from heliostat.curation.dedup import Bools
+from heliostat.curation.embeddings import open_plugin
+from heliostat.curation.image_maps import SOURCE, MapResults, map_images
+from heliostat.curation.kmeans import Floats
+from heliostat.curation.quality import DEVIATION, ENTROPY, REASONS, SHARPNESS, Measures, Quality, refused
+from heliostat.errors import InvalidValueError, SourceNotFoundError
+
+SCORE = "score"
+STAGE = "filter"
+
+
+def apply_filter(context: Context) -> Floats:
+    """Leave out what the recipe's filter refuses; the sharpness of every image, (rows,)."""
+    config = context.recipe.filter
+    with context.stage(STAGE) as details:
+        wanted = context.fates.alive
+        results = map_images(
+            context.universe, Quality(), wanted, context.run, lambda done, total: context.watch(STAGE, done, total)
+        )
+        columns = {name: _column(context, results, wanted, name) for name in (SHARPNESS, ENTROPY, DEVIATION)}
+        rows = np.flatnonzero(wanted & ~np.isnan(columns[SHARPNESS]))
+        context.fates.drop(STAGE, "unreadable", np.flatnonzero(wanted & np.isnan(columns[SHARPNESS])))
+        measures = Measures(
+            context.listing.widths[rows], context.listing.heights[rows], *(column[rows] for column in columns.values())
+        )
+        codes = refused(measures, config)
+        for code, reason in enumerate(REASONS):
+            context.fates.drop(STAGE, reason, rows[codes == code])
+        if config.deny is not None:
+            listed = _listed(context, results, wanted, config.deny)
+            context.fates.drop(STAGE, "on the deny list", np.flatnonzero(listed))
+        if config.allow is not None:
+            listed = _listed(context, results, wanted, config.allow)
+            context.fates.drop(STAGE, "not on the allow list", np.flatnonzero(wanted & ~listed))
+        for source in config.plugins:
+            _apply_plugin(context, source, config.max_score)
+        details["plugins"] = list(config.plugins)
+    return np.nan_to_num(columns[SHARPNESS], nan=0.0)
+
+
+def _apply_plugin(context: Context, source: str, max_score: float) -> None:
+    function = open_plugin(source)
+    wanted = context.fates.alive
+    results = map_images(
+        context.universe,
+        function,
+        wanted,
+        context.run,
+        lambda done, total: context.watch(f"{STAGE}: {function.name}", done, total),
+    )
+    scores = _column(context, results, wanted, SCORE)
+    context.fates.drop(STAGE, f"{function.name} above {max_score:g}", np.flatnonzero(wanted & (scores > max_score)))
+
+
+def _column(context: Context, results: MapResults, wanted: Bools, name: str) -> Floats:
+    """A column of numbers of the wanted rows, (rows,); NaN elsewhere, and where an image could not be read."""
+    found = np.full(context.universe.rows, np.nan, np.float32)
+    for number, shard in enumerate(context.universe.shards):
+        here = slice(shard.first, shard.first + shard.rows)
+        if wanted[here].any():
+            table = results.table(number)
+            if name in table.column_names:
+                found[here] = table[name].cast(pa.float32()).to_numpy()
+    return found
+
+
+def _listed(context: Context, results: MapResults, wanted: Bools, path: str) -> Bools:
+    """Which rows have an id or a source that stands in a file."""
+    names = _read_list(path)
+    found = np.zeros(context.universe.rows, np.bool_)
+    for number, shard in enumerate(context.universe.shards):
+        here = slice(shard.first, shard.first + shard.rows)
+        if not wanted[here].any():
+            continue
+        ids = [each.tobytes().hex() for each in context.listing.ids[here]]
+        sources = results.table(number, [SOURCE])[SOURCE].to_pylist()
+        found[here] = [name in names or source in names for name, source in zip(ids, sources, strict=True)]
+    return found
+
+
+def _read_list(path: str) -> frozenset[str]:
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"the list {path!r} is not there", "Correct the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValueError(
+            f"the list {path!r} cannot be read: {error}", "Give a text file, one id or source per line"
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
