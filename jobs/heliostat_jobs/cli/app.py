@@ -20,7 +20,17 @@ from heliostat import __version__
 from heliostat.errors import CommandLineError, HeliostatError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
-from heliostat_jobs.cli import checkpoint, checkpoint_views, config_commands, dataset, dataset_views, demo, plan, run
+from heliostat_jobs.cli import (
+    checkpoint,
+    checkpoint_views,
+    config_commands,
+    curation,
+    dataset,
+    dataset_views,
+    demo,
+    plan,
+    run,
+)
 from heliostat_jobs.cli.exit_codes import ExitCode, exit_code_of
 from heliostat_jobs.cli.options import DebugOption, JsonOption
 from heliostat_jobs.cli.output import print_json
@@ -145,6 +155,7 @@ app.command()(plan.plan)
 app.command()(demo.demo)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(curation.app, name="curation")
 for view in (dataset_views.show, dataset_views.verify, dataset_views.sample, dataset_views.materialize):
     dataset.app.command()(view)
 app.add_typer(checkpoint.app, name="checkpoint")

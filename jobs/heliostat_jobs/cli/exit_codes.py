@@ -18,6 +18,7 @@ from heliostat.errors import (
     SourceNotFoundError,
     StoreDeniedError,
     StoreUnreachableError,
+    UnknownImageError,
     UnlabelledDatasetError,
     UnsupportedExportError,
     WeightsNotFoundError,
@@ -57,6 +58,7 @@ _USAGE = (
     WeightsNotFoundError,
     UnsupportedExportError,
     ExportExistsError,
+    UnknownImageError,
 )
 
 

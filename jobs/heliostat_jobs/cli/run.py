@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from heliostat.config import load_recipe
+from heliostat.config import ResolvedRecipe, load_recipe
+from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.errors import CommandLineError
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
@@ -33,9 +34,12 @@ def run(
 ) -> None:
     """Run a recipe on this machine, or resume it: the same name and configuration continue where they stopped."""
     resolved = load_recipe(recipe, set_ or [], os.environ)
-    require_extra("train,cpu", "torch", "ray", "deepspeed")
+    require_extra("train,cpu", "torch", "ray", "deepspeed", "faiss")
     if isinstance(resolved.recipe, EvaluateRecipe):
         _evaluate(resolved.recipe, json)
+        return
+    if isinstance(resolved.recipe, CurateRecipe):
+        _curate(resolved, address, json)
         return
     from heliostat_jobs.pretrain import pretrain
 
@@ -50,6 +54,16 @@ def run(
     what = "was finished already" if result.was_finished else "finished"
     typer.echo(f"{result.run} {what}: {result.steps} steps{loss}{rate}")
     typer.echo(f"run directory: {result.directory}")
+
+
+def _curate(resolved: ResolvedRecipe, address: str | None, json: bool) -> None:
+    from heliostat_jobs.curate import curate
+
+    result = curate(resolved, address=address)
+    if json:
+        print_json(result.to_json())
+        return
+    typer.echo("\n".join(result.summary()))
 
 
 def _evaluate(recipe: EvaluateRecipe, json: bool) -> None:

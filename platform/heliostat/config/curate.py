@@ -15,13 +15,21 @@ Count = Annotated[int, Field(gt=0)]
 class EmbeddingConfig(Section):
     """A function from images to vectors that are compared by cosine."""
 
-    source: str = Field(
+    source: str | None = Field(
+        None,
         min_length=1,
         description="copy (built in, for duplicates), dct-hash (built in), run:NAME (the teacher of a run under the "
-        "same root), weights:X (whatever heliostat.load_backbone takes), or package.module:function of an ImageMap",
+        "same root), weights:X (whatever heliostat.load_backbone takes), or package.module:function of an ImageMap; "
+        "null is none",
     )
     image_px: int = Field(224, gt=0, description="side to which images are resized for a network")
     gpus: float = Field(0.0, ge=0, description="GPUs of each process that embeds; 0 embeds on CPUs")
+
+
+class CopyEmbeddingConfig(EmbeddingConfig):
+    """The embedding that finds copies."""
+
+    source: str | None = Field("copy", min_length=1, description="as embedding.source")
 
 
 class FilterConfig(Section):
@@ -60,7 +68,7 @@ class SearchConfig(Section):
 class DedupConfig(Section):
     """Near-duplicates: components of a graph of neighbours; one image of each stays."""
 
-    embedding: EmbeddingConfig = Field(default_factory=lambda: EmbeddingConfig.model_validate({"source": "copy"}))
+    embedding: CopyEmbeddingConfig = Field(default_factory=lambda: CopyEmbeddingConfig.model_validate({}))
     neighbours: int = Field(64, gt=0, description="neighbours of each image that are looked at")
     threshold: Similarity | None = Field(
         None, description="what is more similar is the same image; null is the embedding's own, calibrated on copies"
@@ -128,7 +136,9 @@ class CurateRecipe(Section):
     as_is: tuple[Name, ...] = Field((), description="datasets whose images are all taken, without any stage")
     filter: FilterConfig = Field(default_factory=lambda: FilterConfig.model_validate({}))
     dedup: DedupConfig = Field(default_factory=lambda: DedupConfig.model_validate({}))
-    embedding: EmbeddingConfig | None = Field(None, description="for retrieval and clusters: what images show")
+    embedding: EmbeddingConfig = Field(
+        default_factory=lambda: EmbeddingConfig.model_validate({}), description="for retrieval and clusters"
+    )
     search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
     retrieve: tuple[QuerySet, ...] = Field((), description="sets whose like is taken")
     cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig.model_validate({}))
@@ -147,9 +157,9 @@ class CurateRecipe(Section):
                 "sample and retrieval by clusters need cluster.levels, which is empty",
                 "Name levels, for example cluster: {levels: [{clusters: 1000}]}",
             )
-        if (self.retrieve or needs_clusters) and self.embedding is None:
+        if (self.retrieve or needs_clusters) and self.embedding.source is None:
             raise InvalidValueError(
-                "retrieval and clusters need an embedding of what images show, and embedding is null",
+                "retrieval and clusters need an embedding of what images show, and embedding.source is null",
                 "Set embedding.source to run:NAME, weights:PATH or a plug-in",
             )
         named = [*self.pool, *self.as_is]

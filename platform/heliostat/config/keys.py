@@ -68,6 +68,8 @@ def describe_schema(schema: dict[str, Any]) -> str:
     """A JSON schema of a value in words: "a whole number greater than 0"."""
     if "anyOf" in schema:  # of a value that may be left out
         return " or ".join("null" if part == {"type": "null"} else describe_schema(part) for part in schema["anyOf"])
+    if "$ref" in schema:
+        return "a mapping"
     if "const" in schema:
         return f"{schema['const']}"
     if "enum" in schema:

@@ -4,18 +4,19 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, invalid_value
 
-Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe
+Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe
 
-KINDS: dict[str, type[PretrainRecipe] | type[EvaluateRecipe]] = {"pretrain": PretrainRecipe, "evaluate": EvaluateRecipe}
+KINDS: dict[str, type[Recipe]] = {"pretrain": PretrainRecipe, "evaluate": EvaluateRecipe, "curate": CurateRecipe}
 
 _ANY_KIND: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
-def model_of_kind(kind: Setting) -> type[PretrainRecipe] | type[EvaluateRecipe]:
+def model_of_kind(kind: Setting) -> type[Recipe]:
     """The model of a recipe's ``kind``.
 
     Raises:

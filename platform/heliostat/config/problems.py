@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from heliostat.config.base import Section
-from heliostat.config.keys import keys_of, sections_of
+from heliostat.config.keys import Key, keys_of, sections_of
 from heliostat.config.nearest import nearest_key
 from heliostat.config.overrides import COMMAND_LINE
 from heliostat.config.yaml_text import Value, show_value
@@ -63,12 +65,36 @@ def invalid_value(dotted: str, setting: Setting, rule: str) -> InvalidValueError
 
 
 def translate(model: type[Section], error: ValidationError, settings: Mapping[str, Setting]) -> list[ConfigError]:
-    """Pydantic's findings in its order, at most one per key."""
+    """Pydantic's findings in its order but unknown keys first, at most one per key."""
     found: dict[str, ConfigError] = {}
     for details in error.errors(include_url=False, include_input=False):
-        dotted = ".".join(part for part in details["loc"] if isinstance(part, str))
-        found.setdefault(dotted, _translate(model, dotted, details, settings))
-    return list(found.values())
+        outer = list(takewhile(lambda part: isinstance(part, str), details["loc"]))
+        dotted = ".".join(map(str, outer))
+        inner = details["loc"][len(outer) :]
+        if len(inner) > 1 and (section := _section_of_list(keys_of(model)[dotted])):
+            where = f"{dotted}[{inner[0]}]"
+            found.setdefault(f"{where}.{inner[1]}", _in_list(section, where, str(inner[1]), details, settings[dotted]))
+        else:
+            found.setdefault(dotted, _translate(model, dotted, details, settings))
+    # A required key that is misspelt is reported twice, as unknown and as missing.
+    return sorted(found.values(), key=lambda problem: not isinstance(problem, UnknownKeyError))
+
+
+def _section_of_list(key: Key) -> type[Section] | None:
+    """The section that a list holds; None for a list of plain values."""
+    held = get_args(key.section.model_fields[key.name].annotation)
+    return held[0] if held and isinstance(held[0], type) and issubclass(held[0], Section) else None
+
+
+def _in_list(section: type[Section], where: str, name: str, details: ErrorDetails, setting: Setting) -> ConfigError:
+    """What is wrong with one entry of a list of sections."""
+    if name not in section.model_fields:
+        problem = unknown_key(section, name, setting.origin)
+        return UnknownKeyError(f"unknown key {where}.{name} ({setting.origin})", problem.next_step)
+    key = keys_of(section)[name]
+    if details["type"] == "missing":
+        return MissingKeyError(f"{where}.{name} is not set: {key.description}", f"Write it ({setting.origin})")
+    return InvalidValueError(f"{where}.{name} ({setting.origin}) must be {key.rule}", _remedy(where, setting.origin))
 
 
 def _translate(

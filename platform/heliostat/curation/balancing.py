@@ -43,7 +43,7 @@ def choose(context: Context) -> Clustered | None:
     Images that nothing asks for are left out.
     """
     recipe = context.recipe
-    if recipe.embedding is None or not (recipe.retrieve or recipe.sample):
+    if recipe.embedding.source is None or not (recipe.retrieve or recipe.sample):
         context.fates.keep("all", "survived all stages", np.flatnonzero(context.fates.alive))
         return None
     pool = context.fates.alive

@@ -22,8 +22,9 @@ def open_embedding(config: EmbeddingConfig, root: Store) -> ImageMap:
         InvalidValueError: there is no such embedding.
         RunNotFoundError, NoCheckpointError, WeightsNotFoundError, UnreadableWeightsError: its weights are not there.
     """
-    kind, _, name = config.source.partition(":")
-    if config.source == DCT_HASH:
+    source = config.source or ""
+    kind, _, name = source.partition(":")
+    if source == DCT_HASH:
         from heliostat.curation.dct_hash import DctHash
 
         return DctHash()
@@ -31,7 +32,7 @@ def open_embedding(config: EmbeddingConfig, root: Store) -> ImageMap:
         from heliostat.curation.backbone_embedding import of_run, of_weights
 
         return of_run(root, name, config) if kind == "run" else of_weights(name, config, root)
-    return open_plugin(config.source)
+    return open_plugin(source)
 
 
 def open_plugin(source: str) -> ImageMap:

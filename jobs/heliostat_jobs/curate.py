@@ -1,0 +1,123 @@
+"""``kind: curate``: find or create the curation, carry it out with a live view."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from heliostat.config import ResolvedRecipe, check_same_run, identity, lock
+from heliostat.config.curate import CurateRecipe
+from heliostat.curation.context import Watch
+from heliostat.curation.curate import Curated, curation_store, load_result, pin
+from heliostat.curation.curate import curate as carry_out
+from heliostat.data.ray_tasks import run_tasks
+from heliostat.errors import CorruptLockError, ObjectExistsError, ObjectNotFoundError
+from heliostat.models.weights.runs import LOCK_KEY
+from heliostat.observe.progress import ItemProgress, watch_items
+from heliostat.storage import Store, open_store
+from heliostat_cluster.local import joined_ray, local_ray
+
+CONFIG_KEY = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class CurateResult:
+    """How a curation ended."""
+
+    name: str
+    root: str
+    curated: Curated
+    was_finished: bool
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return {
+            "curation": self.name,
+            "root": self.root,
+            "was_finished": self.was_finished,
+            **self.curated.to_json(),
+        }
+
+    def summary(self) -> list[str]:
+        """What happened, line by line."""
+        curated = self.curated
+        lines = [f"{self.name}: {curated.images:,} images, from a pool of {curated.pool:,}"]
+        for (stage, reason, kept), images in curated.reasons.items():
+            lines.append(f"  {'+' if kept else '-'} {images:,} {reason} ({stage})")
+        if self.was_finished:
+            lines.append("was finished already")
+        return [*lines, f"dataset: {self.root}/{self.name} ({curated.manifest_sha256[:16]})"]
+
+
+def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateResult:
+    """Carry out a curation, or go on with one, on an embedded Ray or on a cluster.
+
+    Args:
+        resolved: The recipe.
+        address: Of the Ray cluster that this machine belongs to; None starts a Ray of its own.
+
+    Raises:
+        ChangedConfigError: a curation of this name has another configuration.
+        DatasetNotFoundError: a dataset of the recipe is not there.
+        HeliostatError: see ``heliostat.curation.curate.curate``.
+    """
+    recipe = resolved.recipe
+    assert isinstance(recipe, CurateRecipe)  # noqa: S101 -- callers dispatch on the kind
+    root = open_store(recipe.root)
+    manifests = _open(root, resolved, recipe)
+    finished = load_result(root, recipe.name)
+    if finished is not None:
+        return CurateResult(recipe.name, recipe.root, finished, was_finished=True)
+    ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
+    with ray, _show() as watch:
+        curated = carry_out(root, recipe, manifests, run_tasks, watch)
+    return CurateResult(recipe.name, recipe.root, curated, was_finished=False)
+
+
+def _open(root: Store, resolved: ResolvedRecipe, recipe: CurateRecipe) -> dict[str, str]:
+    """Pin the datasets as they are when the curation is first started, or find what was pinned then."""
+    store = curation_store(root, recipe.name)
+    locked = _read_lock(store)
+    if locked is None:
+        locked = {**lock(resolved), "manifests": pin(root, recipe)}
+        try:
+            store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
+        except ObjectExistsError:  # another process creates the same curation at this moment: its lock counts
+            locked = _read_lock(store) or locked
+    check_same_run(locked["identity"], identity(recipe))
+    if not store.exists(CONFIG_KEY):
+        store.put(CONFIG_KEY, resolved.text.encode())
+    manifests: dict[str, str] = locked["manifests"]
+    return manifests
+
+
+def _read_lock(store: Store) -> dict[str, dict[str, str]] | None:
+    try:
+        locked: dict[str, dict[str, str]] = json.loads(store.get(LOCK_KEY))
+        if not isinstance(locked["manifests"], dict) or not isinstance(locked["identity"], dict):
+            raise TypeError("a lock holds manifests and an identity")
+    except ObjectNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptLockError(
+            f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",
+            "Put it back as it was, or give the curation another name",
+        ) from error
+    return locked
+
+
+@contextmanager
+def _show() -> Iterator[Watch]:
+    """A view of each stage, one after the other."""
+    views: dict[str, ItemProgress] = {}
+    with ExitStack() as open_view:
+
+        def watch(stage: str, done: int, total: int) -> None:
+            if stage not in views:
+                open_view.close()
+                views.clear()
+                views[stage] = open_view.enter_context(watch_items(stage, total))
+            views[stage].update(done, total=total)
+
+        yield watch

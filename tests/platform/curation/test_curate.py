@@ -1,0 +1,177 @@
+"""Whole curations on a real Ray: what is planted is found, and what was computed is not computed again."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.curation_pictures import encoded, recompressed, scene
+from support.small_datasets import store_dataset, store_selection
+from support.small_ray import small_ray
+
+from heliostat.config.curate import CurateRecipe
+from heliostat.curation.curate import Curated, curate, fates_folder, load_result, pin
+from heliostat.curation.fates import Fate, find_fate, read_fates
+from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.ray_tasks import run_tasks
+from heliostat.data.reading import RowReader
+from heliostat.storage import Store
+from heliostat.storage.local import LocalStore
+
+pytestmark = pytest.mark.ray
+
+FILTER: dict[str, Any] = {"min_side_px": 1, "max_ratio": 20}
+"""Sizes of the datasets here are made up: an image that stands later is larger."""
+DEDUP: dict[str, Any] = {"embedding": {"source": "dct-hash"}, "threshold": 0.8, "neighbours": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with small_ray():
+        yield
+
+
+def name_of(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
+
+
+def run(root: Store, **recipe: Any) -> tuple[Curated, dict[str, Fate]]:
+    chosen = CurateRecipe.model_validate(
+        {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, **recipe}
+    )
+    found = curate(root, chosen, pin(root, chosen), run_tasks, lambda stage, done, total: None)
+    return found, {fate.id: fate for fate in read_fates(fates_folder(root, chosen.name))}
+
+
+def images_of(root: Store, name: str) -> set[str]:
+    manifest = load_manifest(root, name)
+    return set(RowReader(root, manifest).read(list(range(manifest.rows)))["id"].to_pylist())
+
+
+def test_curate__keeps_one_of_each_and_says_why(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    originals = [encoded(scene(number)) for number in range(12)]
+    copies = [recompressed(number) for number in range(4)]
+    grey = encoded(np.full((96, 96, 3), 128, np.uint8))
+    store_dataset(root, [*copies, *originals, grey], "crawl")
+    store_dataset(root, [originals[11], encoded(scene(50))], "more")
+    store_dataset(root, [recompressed(5)], "benchmark")
+    found, fates = run(root, pool=["crawl", "more"], dedup={**DEDUP, "benchmarks": ["benchmark"]})
+    kept = {*originals[:5], *originals[6:], encoded(scene(50))}
+    assert images_of(root, "best") == {name_of(image) for image in kept}
+    for number, copy in enumerate(copies):
+        fate = fates[name_of(copy)]
+        assert (fate.is_kept, fate.reason, fate.because_of) == (False, "near-duplicate", name_of(originals[number]))
+    assert fates[name_of(grey)].reason == "near-constant"
+    assert fates[name_of(originals[5])].because_of == name_of(recompressed(5))
+    assert (found.images, found.pool) == (12, 19)
+    assert found.reasons["exact duplicates", "exact duplicate", False] == 1
+    assert found == load_result(root, "best")
+    assert find_fate(fates_folder(root, "best"), name_of(originals[11])) == fates[name_of(originals[11])]
+    assert find_fate(fates_folder(root, "best"), "00" * 32) is None
+
+
+def test_curate__goes_on_from_an_earlier_curation(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    old = [encoded(scene(number)) for number in range(5)]
+    part = store_dataset(root, old, "old")
+    ids = RowReader(root, part).read(list(range(5)))["id"].to_pylist()
+    store_selection(root, [part], [(0, row) for row in range(4)], "curated")
+    store_dataset(root, [*(recompressed(number) for number in range(5)), encoded(scene(9))], "new")
+    _, fates = run(root, pool=["new"], dedup={**DEDUP, "existing": "curated"})
+    (left,) = [number for number, image in enumerate(old) if name_of(image) == ids[4]]
+    assert images_of(root, "best") == {*ids[:4], name_of(recompressed(left)), name_of(encoded(scene(9)))}
+    for number in set(range(5)) - {left}:
+        fate = fates[name_of(recompressed(number))]
+        assert (fate.reason, fate.because_of) == ("repeats an image of the existing set", name_of(old[number]))
+
+
+def test_curate__names_images_that_cannot_be_read_and_goes_on(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    images = [encoded(scene(number)) for number in range(20)]
+    manifest = store_dataset(root, images, "crawl", group_rows=4, shard_groups=2)
+    store = dataset_store(root, "crawl")
+    broken, gone = manifest.shards[0], manifest.shards[1]
+    data = bytearray(store.get(broken.key))
+    data[broken.row_groups[0].offset + 40] ^= 1
+    store.put(broken.key, bytes(data))
+    store.delete(gone.key)
+    lost = manifest.shards[2]
+    store.delete(lost.index_key)
+    found, fates = run(root, pool=["crawl"])
+    assert found.images == 20 - 4 - 8 - lost.rows
+    reasons = [fate.reason for fate in fates.values() if not fate.is_kept]
+    assert reasons.count("unreadable") == 12
+    assert reasons.count("its index is damaged or gone") >= 1
+    assert images_of(root, "best") == {name for name, fate in fates.items() if fate.is_kept}
+
+
+def test_curate__takes_what_resembles_a_set_and_a_balanced_sample(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def tinted(colour: tuple[int, int, int], count: int) -> list[bytes]:
+        images = []
+        for _ in range(count):
+            noise = rng.integers(-60, 60, (64, 64, 3))
+            images.append(encoded(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8), "PNG"))
+        return images
+
+    red, green, blue = tinted((190, 60, 60), 60), tinted((60, 190, 60), 6), tinted((60, 60, 190), 6)
+    store_dataset(root, [*red, *green, *blue], "crawl")
+    store_dataset(root, tinted((60, 190, 60), 2), "grass")
+    found, fates = run(
+        root,
+        pool=["crawl"],
+        dedup={**DEDUP, "threshold": 0.999},
+        embedding={"source": "support.curation_pictures:MeanColour"},
+        retrieve=[{"dataset": "grass", "method": "sample", "neighbours": 2}],
+        cluster={"levels": [{"clusters": 12, "resamplings": 2}, {"clusters": 3, "resamplings": 1}]},
+        sample=12,
+    )
+    kept = {name for name, fate in fates.items() if fate.is_kept}
+    retrieved = {name for name, fate in fates.items() if fate.reason == "retrieved for grass"}
+    assert 2 <= len(retrieved) <= 4
+    assert retrieved <= {name_of(image) for image in green}
+    counts = [len(kept & {name_of(image) for image in images}) for images in (red, green, blue)]
+    assert min(counts) >= 4
+    assert found.images == len(kept) == sum(counts)
+
+
+def test_curate__again_computes_nothing_and_gives_the_same(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(number)) for number in range(8)], "crawl")
+    first, fates = run(root, pool=["crawl"])
+    before = {info.key for info in root.list()}
+
+    def nothing(payloads: Any, task: Any) -> Iterator[tuple[int, bytes]]:
+        assert list(payloads) == [] or type(task).__name__ == "_Thin"
+        return run_tasks(payloads, task)
+
+    recipe = CurateRecipe.model_validate(
+        {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, "pool": ["crawl"]}
+    )
+    again = curate(root, recipe, pin(root, recipe), nothing, lambda stage, done, total: None)
+    assert again.manifest_sha256 == first.manifest_sha256
+    assert {info.key for info in root.list()} == before
+    assert fates
+
+
+def test_curate__leaves_out_what_plugins_and_lists_say(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path / "root")
+    dark = [encoded((scene(number) // 8).astype(np.uint8), "PNG") for number in range(3)]
+    light = [encoded(scene(number + 10) // 2 + 127, "PNG") for number in range(3)]
+    store_dataset(root, [*dark, *light], "crawl")
+    denied = tmp_path / "deny.txt"
+    denied.write_text(f"# by hand\n{name_of(light[0])}\n4.jpg\n")
+    _, fates = run(
+        root,
+        pool=["crawl"],
+        filter={**FILTER, "plugins": ["support.curation_pictures:Darkness"], "max_score": 0.8, "deny": str(denied)},
+    )
+    reasons = [fates[name_of(image)].reason for image in [*dark, *light]]
+    assert reasons[:3] == ["darkness above 0.8"] * 3
+    assert reasons[3:5] == ["on the deny list"] * 2
+    assert fates[name_of(light[2])].is_kept
