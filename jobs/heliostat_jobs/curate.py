@@ -17,8 +17,9 @@ from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.observe.progress import ItemProgress, watch_items
 from heliostat.storage import Store, open_store
 from heliostat_cluster.local import joined_ray, local_ray
+from heliostat_jobs.curation_report import curation_report
 
-CONFIG_KEY = "config.yaml"
+REPORT_KEY, CONFIG_KEY = "report.html", "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,18 @@ class CurateResult:
     curated: Curated
     was_finished: bool
 
+    @property
+    def report(self) -> str:
+        """Where the report is."""
+        return f"{curation_store(open_store(self.root), self.name).url}/{REPORT_KEY}"
+
     def to_json(self) -> dict[str, object]:
         """All of it."""
         return {
             "curation": self.name,
             "root": self.root,
             "was_finished": self.was_finished,
+            "report": self.report,
             **self.curated.to_json(),
         }
 
@@ -47,7 +54,7 @@ class CurateResult:
             lines.append(f"  {'+' if kept else '-'} {images:,} {reason} ({stage})")
         if self.was_finished:
             lines.append("was finished already")
-        return [*lines, f"dataset: {self.root}/{self.name} ({curated.manifest_sha256[:16]})"]
+        return [*lines, f"report: {self.report}", f"dataset: {self.root}/{self.name} ({curated.manifest_sha256[:16]})"]
 
 
 def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateResult:
@@ -66,13 +73,16 @@ def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateRes
     assert isinstance(recipe, CurateRecipe)  # noqa: S101 -- callers dispatch on the kind
     root = open_store(recipe.root)
     manifests = _open(root, resolved, recipe)
-    finished = load_result(root, recipe.name)
-    if finished is not None:
-        return CurateResult(recipe.name, recipe.root, finished, was_finished=True)
-    ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
-    with ray, _show() as watch:
-        curated = carry_out(root, recipe, manifests, run_tasks, watch)
-    return CurateResult(recipe.name, recipe.root, curated, was_finished=False)
+    curated = load_result(root, recipe.name)
+    was_finished = curated is not None
+    if curated is None:
+        ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
+        with ray, _show() as watch:
+            curated = carry_out(root, recipe, manifests, run_tasks, watch)
+    store = curation_store(root, recipe.name)
+    if not store.exists(REPORT_KEY):  # an earlier start may have ended just before it
+        curation_report(root, recipe, manifests, curated).write(store, REPORT_KEY)
+    return CurateResult(recipe.name, recipe.root, curated, was_finished)
 
 
 def _open(root: Store, resolved: ResolvedRecipe, recipe: CurateRecipe) -> dict[str, str]:

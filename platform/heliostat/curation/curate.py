@@ -19,7 +19,7 @@ from heliostat.curation.balancing import Clustered, choose
 from heliostat.curation.context import Context, StageRecord, Watch
 from heliostat.curation.dedup import exact_duplicates
 from heliostat.curation.deduplication import drop_exact, drop_near
-from heliostat.curation.fates import Fates
+from heliostat.curation.fates import Fates, hash_column
 from heliostat.curation.filtering import apply_filter
 from heliostat.curation.image_maps import Run
 from heliostat.curation.kmeans import Ints
@@ -42,6 +42,7 @@ class Curated:
         manifest_sha256: Of the dataset.
         images: In it.
         pool: Images that were looked at.
+        cpus: Of the cluster that worked on it.
         records: What each stage did.
         reasons: Images by stage, reason, and whether it is one to keep them.
     """
@@ -49,6 +50,7 @@ class Curated:
     manifest_sha256: str
     images: int
     pool: int
+    cpus: float
     records: tuple[StageRecord, ...]
     reasons: dict[tuple[str, str, bool], int]
 
@@ -65,6 +67,7 @@ class Curated:
             found["manifest_sha256"],
             found["images"],
             found["pool"],
+            found["cpus"],
             tuple(StageRecord(**record) for record in found["records"]),
             {(each["stage"], each["reason"], each["kept"]): each["images"] for each in found["reasons"]},
         )
@@ -78,6 +81,11 @@ def curation_store(root: Store, name: str) -> Store:
 def fates_folder(root: Store, name: str) -> ResultFolder:
     """Where the fates of a curation are."""
     return ResultFolder(curation_store(root, name).sub("fates"))
+
+
+def clusters_folder(root: Store, name: str) -> ResultFolder:
+    """Where the clusters of a curation's pool are: by id, the cluster of every level."""
+    return ResultFolder(curation_store(root, name).sub("clusters"))
 
 
 def load_result(root: Store, name: str) -> Curated | None:
@@ -135,9 +143,15 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
     manifest_sha256, images = _publish(context)
     context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
     _write_clusters(context, clustered)
-    curated = Curated(manifest_sha256, images, len(pool), tuple(context.records), context.fates.counts())
+    curated = Curated(manifest_sha256, images, len(pool), _cpus(), tuple(context.records), context.fates.counts())
     curation_store(root, recipe.name).put(RESULT_KEY, json.dumps(curated.to_json(), indent=1).encode())
     return curated
+
+
+def _cpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 1.0))
 
 
 def _publish(context: Context) -> tuple[str, int]:
@@ -162,10 +176,9 @@ def _write_clusters(context: Context, clustered: Clustered | None) -> None:
     """Which cluster of each level every image of the pool is in, for the report and for whoever looks later."""
     if clustered is None:
         return
-    columns: dict[str, pa.Array] = {"row": pa.array(clustered.rows)}
+    columns: dict[str, pa.Array] = {"id": hash_column(context.listing.ids[clustered.rows])}
     owners = np.arange(len(clustered.rows))
     for number, level in enumerate(clustered.levels):
         owners = level.assignment[owners]
         columns[f"level_{number}"] = pa.array(owners, pa.int32())
-    folder = ResultFolder(curation_store(context.universe.root, context.recipe.name).sub("clusters"))
-    folder.write("assignment", pa.table(columns))
+    clusters_folder(context.universe.root, context.recipe.name).write("assignment", pa.table(columns))

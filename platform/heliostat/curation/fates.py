@@ -96,12 +96,12 @@ class Fates:
             chosen = [self.reasons[code] for code in self._code[rows].tolist()]
             table = pa.table(
                 {
-                    "id": _hashes(ids, rows),
+                    "id": hash_column(ids[rows]),
                     "row": shard.row + decided,
                     "kept": [kept for _, _, kept in chosen],
                     "stage": pa.array([stage for stage, _, _ in chosen]).dictionary_encode(),
                     "reason": pa.array([reason for _, reason, _ in chosen]).dictionary_encode(),
-                    "because_of": pc.if_else(pa.array(other != NO_ROW), _hashes(ids, np.maximum(other, 0)), None),
+                    "because_of": pc.if_else(pa.array(other != NO_ROW), hash_column(ids[np.maximum(other, 0)]), None),
                 }
             )
             dataset = universe.parts[shard.part].name
@@ -153,7 +153,8 @@ def _fates_of(table: pa.Table) -> Iterator[Fate]:
         )
 
 
-def _hashes(ids: npt.NDArray[np.void], rows: Ints) -> pa.Array:
+def hash_column(ids: npt.NDArray[np.void]) -> pa.Array:
+    """Ids (``V32``) as a column of 32 bytes each."""
     return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(32), len(rows), [None, pa.py_buffer(np.ascontiguousarray(ids[rows]).tobytes())]
+        pa.binary(32), len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids).tobytes())]
     )
