@@ -104,7 +104,11 @@ def outcomes(run: SpotRun, done_at: Sequence[tuple[Fault, float]], exact: bool) 
     found = []
     for number, (fault, at) in enumerate(faults):
         until = faults[number + 1][1] if number + 1 < len(faults) else float("inf")
-        mine = [index for index, event in enumerate(interrupted) if at <= unix(event.time_utc) < until]
+        mine = [
+            index
+            for index, event in enumerate(interrupted)
+            if at <= unix(event.time_utc) < until and event in unexpected
+        ]
         detect = min((unix(interrupted[index].time_utc) - at for index in mine), default=None)
         # What was announced is planned around: it harms from the moment when the attempt is stopped.
         since = unix(interrupted[mine[0]].time_utc) if mine and fault.is_announced else at
@@ -116,9 +120,16 @@ def outcomes(run: SpotRun, done_at: Sequence[tuple[Fault, float]], exact: bool) 
                 repeated=0 if exact else None,
                 steps_lost=sum(lost[index] for index in mine),
                 detect_s=None if detect is None else round(detect, 1),
-                recover_s=seconds_to_recover(run.step_ends, since, until),
+                recover_s=_recovered_s(run, [unix(interrupted[index].time_utc) for index in mine], since, until),
                 false_restarts=max(0, len(unexpected) - len(faults)) if number == 0 else 0,
                 note="" if exact else "another result than the undisturbed run",
             )
         )
     return found
+
+
+def _recovered_s(run: SpotRun, stopped_at: Sequence[float], since: float, until: float) -> float | None:
+    """Seconds until the first step after the last of some interruptions."""
+    if not stopped_at:
+        return seconds_to_recover(run.step_ends, since, until)
+    return next((end - since for end in run.step_ends if end > max(stopped_at)), None)

@@ -26,13 +26,13 @@ class ScalingConfig(Section):
         30.0,
         ge=0,
         description="seconds that new room must have lasted before the run is interrupted to use it; each node that "
-        "came and went makes it four times as long",
+        "came and went makes it four times as long, and at least twice as long as it stayed",
     )
     hang_s: float = Field(
         20.0,
         gt=0,
-        description="seconds without any movement after which workers are taken to hang and are ended, or four times "
-        "the longest pause so far, if that is longer",
+        description="seconds without any movement after which workers are taken to hang and are ended, or twice the "
+        "longest pause so far, if that is longer",
     )
     max_failures: int = Field(
         3,

@@ -5,8 +5,8 @@ from statistics import median
 
 from heliostat.elastic.signals import Pulse
 
-_LONGEST_FACTOR = 4
-_STRAGGLER_TIMES = 1.5
+_LONGEST_FACTOR = 2
+_STRAGGLER_TIMES = 1.3
 _STRAGGLER_FLOOR_S = 0.02
 
 

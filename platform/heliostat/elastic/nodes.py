@@ -88,20 +88,22 @@ class NodeWatch:
     _first_seen: dict[str, float] = field(default_factory=dict)
     _deadlines: dict[str, tuple[float, float]] = field(default_factory=dict)
     """As announced, and on our clock."""
-    _flaps: list[float] = field(default_factory=list)
+    _flaps: list[tuple[float, float]] = field(default_factory=list)
+    """When such a node went, and for how many seconds it had been there."""
 
     def update(self, nodes: Mapping[str, Node], now: float, now_unix_s: float) -> None:
         """Take in what Ray says."""
         is_first = not self._first_seen
         for node_id in self.nodes.keys() - nodes.keys():
             self.suspects.discard(node_id)
-            if now - self._first_seen.get(node_id, now) < _YOUNG_S:
-                self._flaps.append(now)
+            stayed_s = now - self._first_seen.get(node_id, now)
+            if stayed_s < _YOUNG_S:
+                self._flaps.append((now, stayed_s))
         for node_id, node in nodes.items():
             self._first_seen.setdefault(node_id, now - _YOUNG_S if is_first else now)
             self._note_deadline(node, now, now_unix_s)
         self._deadlines = {node_id: known for node_id, known in self._deadlines.items() if node_id in nodes}
-        self._flaps = [at for at in self._flaps if now - at < _REMEMBERED_S]
+        self._flaps = [flap for flap in self._flaps if now - flap[0] < _REMEMBERED_S]
         self.nodes = dict(nodes)
 
     def _note_deadline(self, node: Node, now: float, now_unix_s: float) -> None:
@@ -144,6 +146,11 @@ class NodeWatch:
     def flaps(self) -> int:
         """Nodes that came and went within minutes, of late."""
         return len(self._flaps)
+
+    @property
+    def longest_flap_s(self) -> float:
+        """How long the one of them was there that stayed longest."""
+        return max((stayed_s for _, stayed_s in self._flaps), default=0.0)
 
     def probe(self, node_ids: Iterable[str]) -> None:
         """Ask nodes themselves whether they are there."""

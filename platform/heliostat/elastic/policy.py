@@ -16,6 +16,8 @@ class ClusterView:
     """Seconds since ``healthy`` last changed."""
     flaps: int = 0
     """Nodes that came and went again within minutes, of late."""
+    longest_flap_s: float = 0.0
+    """How long the one of them was there that stayed longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Resize:
 Decision = Keep | Wait | Resize
 
 _FLAP_FACTOR = 4.0
+_OUTLIVES = 2.0
 _LONGEST_PATIENCE_S = 600.0
 
 
@@ -72,7 +75,7 @@ def decide(view: ClusterView, running: int, limits: Limits) -> Decision:
         return Resize(wanted) if wanted and view.quiet_s >= limits.settle_s else Wait()
     if view.drain_deadline_s <= limits.stop_s:
         return Resize(wanted) if wanted else Wait()
-    if wanted > running and view.quiet_s >= grow_patience_s(view.flaps, limits):
+    if wanted > running and view.quiet_s >= grow_patience_s(view, limits):
         return Resize(wanted)
     return Keep()
 
@@ -91,6 +94,10 @@ def useful_workers(healthy: int, limits: Limits) -> int:
     return max(limits.min_workers, -(-limits.slots // rounds))
 
 
-def grow_patience_s(flaps: int, limits: Limits) -> float:
-    """Each node that came and went makes the next one wait longer: an interruption has to pay for itself."""
-    return min(limits.grow_patience_s * math.pow(_FLAP_FACTOR, min(flaps, 20)), _LONGEST_PATIENCE_S)
+def grow_patience_s(view: ClusterView, limits: Limits) -> float:
+    """Each node that came and went makes the next one wait longer: an interruption has to pay for itself.
+
+    It has to stay twice as long as the others did, too: what goes after so many seconds is likely to do it again.
+    """
+    patience_s = limits.grow_patience_s * math.pow(_FLAP_FACTOR, min(view.flaps, 20))
+    return min(max(patience_s, _OUTLIVES * view.longest_flap_s), _LONGEST_PATIENCE_S)

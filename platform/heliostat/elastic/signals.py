@@ -54,7 +54,7 @@ class Pulse:
     has_trained: bool
     """Whether the attempt's first step is done: before that, imports and compilation take their time."""
     longest_s: float
-    """The longest that it has been silent since the first step of the attempt."""
+    """The longest that it has been silent since the first steps of the attempt."""
     local_s: float
     """Recent mean of the seconds that it computes in a step before it has to wait for another worker."""
     step_s: float
@@ -105,7 +105,7 @@ class Mailbox:
         """The training thread has got something done."""
         now = time.monotonic()
         with self.lock:
-            if self.has_trained:
+            if self.has_trained and self._steps_seen >= _UNUSUAL_STEPS:
                 self.longest_s = max(self.longest_s, now - self.beat_at)
             self.beats += 1
             self.beat_at = now

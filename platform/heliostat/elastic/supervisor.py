@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
-_STRAGGLER_STEPS = 10
+_STRAGGLER_STEPS = 6
 """For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
 _WAIT_TOLD_AGAIN_S = 60.0
@@ -177,7 +177,11 @@ class Supervisor:
         healthy = self._nodes.healthy(ours, now)
         deadlines = [left_s for node in ours if (left_s := self._nodes.deadline_s(node, now)) is not None]
         return ClusterView(
-            healthy, min(deadlines, default=float("inf")), now - self._nodes.changed_at, self._nodes.flaps
+            healthy,
+            min(deadlines, default=float("inf")),
+            now - self._nodes.changed_at,
+            self._nodes.flaps,
+            self._nodes.longest_flap_s,
         )
 
     def _hear(self, group: Watched) -> None:

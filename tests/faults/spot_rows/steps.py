@@ -45,7 +45,9 @@ def full_disk(rig: SpotRig) -> list[Outcome]:
 
 def _fill_and_free(rig: SpotRig, disk: Path) -> Outcome:
     (disk / "runs").mkdir()
-    (rig.folder / "root" / "runs" / "full-disk").symlink_to(disk / "runs")
+    runs = rig.folder / "root" / "runs"
+    runs.mkdir(exist_ok=True)
+    (runs / "full-disk").symlink_to(disk / "runs")
     with rig.run("full-disk", rig.steps, "checkpoint.every_steps=10") as live:
         live.wait_for_step(60)
         began = time.time()

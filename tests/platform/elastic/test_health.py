@@ -30,8 +30,8 @@ STILL = replace(PULSE, silent_s=26.0)
         ([STILL, PULSE], [0.1, 25.6], [1]),  # stopped: silent, and the others wait for it
         ([STILL, replace(STILL, beat=39)], [0.1, 0.1], [1]),  # stuck, though its process answers
         ([STILL, STILL], [0.1, 0.1], [0, 1]),  # nobody is behind: all in one collective that never ends
-        ([replace(STILL, longest_s=7.0)] * 2, [0.1, 0.1], []),  # a run whose pauses are that long
-        ([replace(STILL, longest_s=6.0)] * 2, [0.1, 0.1], [0, 1]),
+        ([replace(STILL, longest_s=14.0)] * 2, [0.1, 0.1], []),  # a run whose pauses are that long
+        ([replace(STILL, longest_s=12.0)] * 2, [0.1, 0.1], [0, 1]),
         ([replace(STILL, has_trained=False), STILL], [0.1, 0.1], []),  # still compiling
         ([replace(STILL, has_trained=False, silent_s=901)] * 2, [0.1, 0.1], [0, 1]),
         ([STILL, replace(PULSE, silent_s=3)], [0.1, 0.1], []),  # one waits long for another that works

@@ -65,10 +65,11 @@ def test_flaps__are_nodes_that_came_and_went() -> None:
     watched.update({"old": node("old"), "new": node("new")}, 1010.0, NOON)
     watched.update({"old": node("old")}, 1030.0, NOON)
     assert watched.flaps == 1
+    assert 0 < watched.longest_flap_s < 120
     watched.update({}, 1040.0, NOON)  # a node that was there from the beginning has not flapped
     assert watched.flaps == 1
     watched.update({}, 1631.0, NOON)
-    assert watched.flaps == 0
+    assert (watched.flaps, watched.longest_flap_s) == (0, 0.0)
 
 
 def test_unreachable__is_who_takes_no_connection() -> None:

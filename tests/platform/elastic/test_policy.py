@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,7 @@ LIMITS = Limits(min_workers=2, max_workers=8, slots=24, settle_s=1, grow_patienc
         (ClusterView(6, quiet_s=10), 4, Resize(6)),
         (ClusterView(6, quiet_s=10, flaps=1), 4, Keep()),
         (ClusterView(6, quiet_s=40, flaps=1), 4, Resize(6)),
+        (ClusterView(6, quiet_s=40, flaps=1, longest_flap_s=21), 4, Keep()),  # the last one stayed half as long
         # A node that will go is used until it has to be left.
         (ClusterView(3, drain_deadline_s=6, quiet_s=0), 4, Keep()),
         (ClusterView(3, drain_deadline_s=5, quiet_s=0), 4, Resize(3)),
@@ -72,11 +75,12 @@ def test_useful_workers__as_fast_as_all_and_not_one_too_many(healthy: int, slots
     assert workers == fewest or rounds[workers - 2] > rounds[workers - 1]
 
 
-@given(flaps=st.integers(0, 10_000))
-def test_grow_patience__never_shrinks_and_ends(flaps: int) -> None:
-    patience_s = grow_patience_s(flaps, LIMITS)
-    assert LIMITS.grow_patience_s <= patience_s <= 600
-    assert patience_s <= grow_patience_s(flaps + 1, LIMITS)
+@given(flaps=st.integers(0, 10_000), stayed_s=st.floats(0, 120))
+def test_grow_patience__never_shrinks_and_ends(flaps: int, stayed_s: float) -> None:
+    view = ClusterView(4, flaps=flaps, longest_flap_s=stayed_s)
+    patience_s = grow_patience_s(view, LIMITS)
+    assert max(LIMITS.grow_patience_s, 2 * stayed_s) <= patience_s <= 600
+    assert patience_s <= grow_patience_s(replace(view, flaps=flaps + 1), LIMITS)
 
 
 @given(
