@@ -38,7 +38,8 @@ class ScalingConfig(Section):
         3,
         ge=0,
         description="failures of one kind in a row, without a new step between, that the run survives; errors of the "
-        "recipe, data or code stop it at once, nodes that are taken away never do",
+        "recipe, data or code stop it at once, nodes that are taken away never do, a store that fails does after "
+        "streaming.patience_s",
     )
     wait_minutes: float | None = Field(
         None, gt=0, description="minutes to wait for room for min_workers before giving up; null waits for ever"

@@ -157,33 +157,50 @@ def _one_line(error: BaseException) -> str:
 
 UNLIMITED = frozenset({Cause.RESIZE, Cause.PREEMPTED, Cause.NODE_LOST})
 """What spot nodes do; it is no failure of the run."""
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(slots=True)
 class Budgets:
     """How often a cause may interrupt a run in a row without one new step between: a run that moves may go on.
 
+    A store that had worked and fails is given time instead: a disk becomes free again, an outage ends.
+
     Args:
         max_failures: For every cause that counts, user errors excepted, of which none is tried again.
+        storage_patience_s: How long the store may fail, once the run has done a step.
     """
 
     max_failures: int
+    storage_patience_s: float
     _spent: dict[Cause, int] = field(default_factory=dict)
+    _since: dict[Cause, float] = field(default_factory=dict)
+    """When each cause was first charged since the last new step."""
     _furthest: int = -1
 
-    def allows(self, cause: Cause, steps_done: int) -> bool:
+    def allows(self, cause: Cause, steps_done: int, now: float) -> bool:
         """Charge an interruption; whether the run may go on.
 
         Args:
             cause: Of it.
             steps_done: The most that any attempt of the run has done.
+            now: Seconds on the monotonic clock.
         """
         if steps_done > self._furthest:
             self._furthest = steps_done
             self._spent.clear()
+            self._since.clear()
         if cause in UNLIMITED:
             return True
         if cause is Cause.USER_ERROR:
             return False
         self._spent[cause] = self._spent.get(cause, 0) + 1
+        began = self._since.setdefault(cause, now)
+        if cause is Cause.STORAGE and steps_done > 0:
+            return now - began <= self.storage_patience_s
         return self._spent[cause] <= self.max_failures
+
+    def pause_s(self, cause: Cause) -> float:
+        """How long to wait before the next attempt: what fails again and again is not helped by haste."""
+        again = self._spent.get(cause, 0) - 1
+        return min(2.0 ** min(again - 1, 10), _LONGEST_PAUSE_S) if again > 0 else 0.0

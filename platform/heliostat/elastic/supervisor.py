@@ -53,6 +53,8 @@ class SupervisorSpec:
     standby: Sequence[StandbyKind]
     """What a worker needs on its node, in the order in which it needs it."""
     takes_snapshots: bool
+    storage_patience_s: float
+    """How long the store may fail before the run is given up."""
     flush_interval_s: float
 
 
@@ -68,7 +70,7 @@ class Supervisor:
         self._spec = spec
         self._worker_env = worker_env
         self._nodes = NodeWatch()
-        self._budgets = Budgets(spec.scaling.max_failures)
+        self._budgets = Budgets(spec.scaling.max_failures, spec.storage_patience_s)
         self._events = EventWriter(spec.store, 0, None, spec.flush_interval_s, stream=DRIVER_STREAM)
         self._group: Watched | None = None
         self._keeping = Keeping(spec.run_id)
@@ -76,6 +78,7 @@ class Supervisor:
         self._furthest = 0
         self._waits_since: float | None = None
         self._told_wait_at = -math.inf
+        self._not_before = -math.inf
         self.verdict: HeliostatError | None = None
         """Why the run was given up, if it was."""
         self._event(
@@ -109,6 +112,8 @@ class Supervisor:
         view = self._look({})
         decision = decide(view, 0, self._limits())
         now = time.monotonic()
+        if now < self._not_before:
+            return None
         if isinstance(decision, Resize):
             self._waits_since, self._told_wait_at = None, -math.inf
             return decision.workers
@@ -336,7 +341,9 @@ class Supervisor:
             detail=found.detail,
         )
         _log.warning("attempt %d was interrupted (%s): %s", self._attempt, found.cause, found.detail)
-        if is_free or self._budgets.allows(found.cause, self._furthest):
+        now = time.monotonic()
+        if is_free or self._budgets.allows(found.cause, self._furthest, now):
+            self._not_before = now + self._budgets.pause_s(found.cause)
             return True
         self.verdict = self._verdict(found)
         if found.traceback:

@@ -70,6 +70,7 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
                 per_worker=resources,
                 standby=_standby(recipe, environment),
                 takes_snapshots=recipe.checkpoint.memory_every_steps > 0,
+                storage_patience_s=recipe.streaming.patience_s,
                 flush_interval_s=recipe.observe.flush_interval_s,
             ),
         )

@@ -83,26 +83,50 @@ def test_is_collateral__not_what_has_a_cause_of_its_own(error: Exception) -> Non
 
 
 def test_budgets__what_spot_nodes_do_is_free() -> None:
-    budgets = Budgets(max_failures=0)
-    assert all(budgets.allows(cause, steps_done=5) for cause in UNLIMITED for _ in range(100))
+    budgets = Budgets(0, 0)
+    assert all(budgets.allows(cause, 5, 0) for cause in UNLIMITED for _ in range(100))
+    assert {budgets.pause_s(cause) for cause in UNLIMITED} == {0.0}
 
 
 def test_budgets__user_errors_stop_at_once() -> None:
-    assert not Budgets(max_failures=100).allows(Cause.USER_ERROR, 0)
+    assert not Budgets(100, 100).allows(Cause.USER_ERROR, 0, 0)
 
 
 def test_budgets__failures_in_a_row_without_a_new_step() -> None:
-    budgets = Budgets(max_failures=2)
-    assert [budgets.allows(Cause.WORKER_CRASH, 7) for _ in range(3)] == [True, True, False]
-    assert budgets.allows(Cause.WORKER_CRASH, 8)  # it has moved
+    budgets = Budgets(2, 0)
+    assert [budgets.allows(Cause.WORKER_CRASH, 7, 0) for _ in range(3)] == [True, True, False]
+    assert budgets.allows(Cause.WORKER_CRASH, 8, 0)  # it has moved
 
 
 def test_budgets__causes_do_not_share() -> None:
-    budgets = Budgets(max_failures=1)
-    assert budgets.allows(Cause.WORKER_CRASH, 3)
-    assert budgets.allows(Cause.PREEMPTED, 3)
-    assert budgets.allows(Cause.HANG, 3)
-    assert not budgets.allows(Cause.HANG, 3)
+    budgets = Budgets(1, 0)
+    assert budgets.allows(Cause.WORKER_CRASH, 3, 0)
+    assert budgets.allows(Cause.PREEMPTED, 3, 0)
+    assert budgets.allows(Cause.HANG, 3, 0)
+    assert not budgets.allows(Cause.HANG, 3, 0)
+
+
+def test_budgets__a_store_that_worked_is_given_time() -> None:
+    budgets = Budgets(1, 60)
+    assert [budgets.allows(Cause.STORAGE, 3, now) for now in (0, 1, 30, 60, 61)] == [True] * 4 + [False]
+    assert budgets.allows(Cause.STORAGE, 4, 100)
+    assert budgets.allows(Cause.STORAGE, 4, 160)
+
+
+def test_budgets__a_store_that_never_worked_is_not() -> None:
+    budgets = Budgets(1, 60)
+    assert [budgets.allows(Cause.STORAGE, 0, now) for now in (0, 1)] == [True, False]
+
+
+def test_pause_s__grows_with_failures_and_ends() -> None:
+    budgets = Budgets(100, 0)
+    pauses = []
+    for _ in range(10):
+        budgets.allows(Cause.WORKER_CRASH, 1, 0)
+        pauses.append(budgets.pause_s(Cause.WORKER_CRASH))
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    budgets.allows(Cause.WORKER_CRASH, 2, 0)
+    assert budgets.pause_s(Cause.WORKER_CRASH) == 0
 
 
 def test_errors__travel_between_processes() -> None:

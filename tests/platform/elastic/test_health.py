@@ -48,7 +48,7 @@ def test_hung_ranks__table(pulses: list[Pulse], unheard_s: list[float], hung: li
     [
         ([0.3], {}),
         ([0.3, 0.3, 0.3], {}),
-        ([0.3, 0.44, 0.3], {}),
+        ([0.3, 0.38, 0.3], {}),
         ([0.3, 0.6, 0.3], {1: 2.0}),
         ([0.6, 0.3], {0: 2.0}),
         ([0.001, 0.01, 0.001], {}),  # ten times nothing
