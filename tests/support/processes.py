@@ -37,6 +37,18 @@ def titled(beginnings: tuple[str, ...]) -> Iterator[tuple[int, str]]:
             yield int(entry.name), title
 
 
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process was started by another one, or by one that it has started."""
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
 def end_session(leader: int) -> None:
     """SIGKILL to all processes of a session that a test has started."""
     for pid, _ in session_of(leader):

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
-_STRAGGLER_STEPS = 6
+_STRAGGLER_STEPS = 4
 """For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
 _WAIT_TOLD_AGAIN_S = 60.0

@@ -9,6 +9,7 @@ folder goes. A version is the SHA-256 of the content.
 import errno
 import fcntl
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -182,16 +183,22 @@ def _staged(path: Path, chunks: Iterable[bytes | memoryview]) -> Iterator[Path]:
     with _writing(path):
         descriptor = _open_new(staged)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Without a buffer: on a full disk, closing the file would try to write what is left, and fail once more.
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
             for chunk in chunks:  # outside of _writing: what the caller's source raises is not the store's failure
                 with _writing(path):
-                    file.write(chunk)
+                    _write_all(file, chunk)
             with _writing(path):
-                file.flush()
                 os.fsync(file.fileno())
         yield staged
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _write_all(file: io.FileIO, chunk: bytes | memoryview) -> None:
+    left = memoryview(chunk).cast("B")
+    while left:
+        left = left[file.write(left) :]
 
 
 def _open_new(path: Path) -> int:

@@ -195,3 +195,25 @@ class LocalStoreAgainstDict(RuleBasedStateMachine):
 
 TestLocalStoreAgainstDict = LocalStoreAgainstDict.TestCase
 TestLocalStoreAgainstDict.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+NO_ROOM = """
+import resource, sys
+from heliostat.errors import StoreFailedError
+from heliostat.storage import open_store
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+store = open_store(sys.argv[1])
+for write in (store.put, store.create):
+    try:
+        write("a/b", bytes(101))
+    except StoreFailedError as error:
+        print(error.code)
+print([info.key for info in store.list()])
+"""
+
+
+def test_put__without_room_is_a_failure_of_the_store_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit of the process on the size of files stands for a full disk: writing stops in the middle as there."""
+    command = [sys.executable, "-c", NO_ROOM, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines() == ["HS-STOR-008", "HS-STOR-008", "[]"], ended.stderr
