@@ -8,7 +8,7 @@ from heliostat.curation.image_maps import ImageMap
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
 
-DCT_HASH = "dct-hash"
+COPY, DCT_HASH = "copy", "dct-hash"
 
 
 def open_embedding(config: EmbeddingConfig, root: Store) -> ImageMap:
@@ -24,6 +24,10 @@ def open_embedding(config: EmbeddingConfig, root: Store) -> ImageMap:
     """
     source = config.source or ""
     kind, _, name = source.partition(":")
+    if source == COPY:
+        from heliostat.curation.copy_net import CopyEmbedding
+
+        return CopyEmbedding(config.gpus)
     if source == DCT_HASH:
         from heliostat.curation.dct_hash import DctHash
 

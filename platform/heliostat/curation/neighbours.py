@@ -25,7 +25,6 @@ from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
 from heliostat.curation.vectors import VectorPart, take_rows
 from heliostat.storage import Store
 
-_ACTOR_CPUS = 0.5
 _PROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _ASKING = 256
 """Vectors on which the recall of a number of probes is measured, of all shards together."""
@@ -122,14 +121,14 @@ def find_neighbours(search: Search, config: SearchConfig, run: Run, report: Repo
     plan = plan_index(rows, search.width, config.code, config.flat_rows)
     if not rows or not search.queries:
         return Found(search.results, (), plan, 0, 1.0)
-    trained = _trained(search, plan)
+    _train(search, plan)
     shards = _interleaved(search.base, plan.shards(rows, int(config.shard_gib * 2**30)))
     fitting = _fitting(len(shards), plan, max(sum(len(part.places) for part in shard) for shard in shards))
     passes = [shards[first : first + fitting] for first in range(0, len(shards), fitting)]
     probes, recall = 0, 1.0
     found: dict[str, str] = {}
     for number, some in enumerate(passes):
-        with _actors(search, plan, trained, some) as actors:
+        with _actors(search, plan, some) as actors:
             if plan.lists:
                 probes, recall = _probes(search, actors, plan, config.recall)
             asked = _Pass(search, tuple(actors), probes, number, len(passes))
@@ -142,17 +141,13 @@ def _told(report: Report, number: int, passes: int, done: int, total: int) -> No
     report(number * total + done, passes * total)
 
 
-def _trained(search: Search, plan: IndexPlan) -> bytes | None:
-    """The index, trained by whoever came first; stored, so that a later start searches with the same one."""
-    if not plan.lists:
-        return None
-    if search.index.exists(_TRAINED):
-        return search.index.get(_TRAINED)
+def _train(search: Search, plan: IndexPlan) -> None:
+    """Train the index, if nobody has: a later start searches with the same one."""
+    if not plan.lists or search.index.exists(_TRAINED):
+        return
     rows = sum(len(part.places) for part in search.base)
     sample = take_rows(search.base, search.vectors, sample_rows(rows, sample_size(plan), (search.seed, 0)))
-    trained = train_index(sample, plan, (search.seed, 1))
-    search.index.put(_TRAINED, trained)
-    return trained
+    search.index.put(_TRAINED, train_index(sample, plan, (search.seed, 1)))
 
 
 def _interleaved(parts: Sequence[VectorPart], count: int) -> list[list[VectorPart]]:
@@ -169,15 +164,15 @@ def _fitting(shards: int, plan: IndexPlan, shard_rows: int) -> int:
 
     shard_bytes = plan.row_bytes * shard_rows
     holds = sum(int(node["Resources"].get("memory", 0.0) // shard_bytes) for node in ray.nodes() if node["Alive"])
-    cpus = int(ray.cluster_resources().get("CPU", 1) / (2 * _ACTOR_CPUS))  # as many again are left to those who ask
-    return max(1, min(shards, holds, cpus))
+    return max(1, min(shards, holds, int(ray.cluster_resources().get("CPU", 1))))
 
 
 class _ShardActor:
     """A shard of the index."""
 
-    def __init__(self, vectors: ResultFolder, plan: IndexPlan, trained: bytes | None, parts: Sequence[VectorPart]):
+    def __init__(self, vectors: ResultFolder, plan: IndexPlan, index: Store | None, parts: Sequence[VectorPart]):
         loaded = np.concatenate([part.load(vectors) for part in parts])
+        trained = None if index is None else index.get(_TRAINED)
         self._shard = SearchShard(plan, trained, loaded, np.concatenate([part.rows for part in parts]))
         self._rows = len(loaded)
 
@@ -190,17 +185,15 @@ class _ShardActor:
 
 
 @contextmanager
-def _actors(
-    search: Search, plan: IndexPlan, trained: bytes | None, shards: Sequence[Sequence[VectorPart]]
-) -> Iterator[list[Any]]:
+def _actors(search: Search, plan: IndexPlan, shards: Sequence[Sequence[VectorPart]]) -> Iterator[list[Any]]:
     import ray
 
-    actor_class = ray.remote(num_cpus=_ACTOR_CPUS, max_restarts=-1, max_task_retries=-1)(_ShardActor)
-    shared = ray.put(trained)
+    # Without CPUs of their own: they work while those who ask them wait, and on a single CPU both have to fit.
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
     started = [
-        actor_class.options(memory=plan.row_bytes * sum(len(part.places) for part in parts)).remote(
-            search.vectors, plan, shared, list(parts)
-        )
+        remote(_ShardActor)
+        .options(memory=plan.row_bytes * sum(map(len, (part.places for part in parts))))
+        .remote(search.vectors, plan, search.index if plan.lists else None, list(parts))
         for parts in shards
     ]
     try:

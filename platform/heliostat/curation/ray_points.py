@@ -16,8 +16,6 @@ from heliostat.curation.kmeans import InMemory, Ints, Points, R, Vectors
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.vectors import VectorPart, take_rows
 
-_ACTOR_CPUS = 0.5
-
 
 class _PointsActor:
     """Vectors of some parts, each part cut into chunks of its own."""
@@ -81,8 +79,8 @@ def ray_points(folder: ResultFolder, parts: Sequence[VectorPart], actors: int) -
     """Load parts into so many actors, or one per part if there are fewer; the actors end with the block."""
     import ray
 
-    actor_class = ray.remote(num_cpus=_ACTOR_CPUS, max_restarts=-1, max_task_retries=-1)(_PointsActor)
-    started = [actor_class.remote(folder, part) for part in divide(parts, actors)]
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+    started = [remote(_PointsActor).remote(folder, part) for part in divide(parts, actors)]
     try:
         yield RayPoints(folder, tuple(parts), tuple(started))
     finally:

@@ -20,7 +20,7 @@ from heliostat.data.reading import RowReader
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 FILTER: dict[str, Any] = {"min_side_px": 1, "max_ratio": 20}
 """Sizes of the datasets here are made up: an image that stands later is larger."""

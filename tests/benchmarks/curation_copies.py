@@ -1,0 +1,68 @@
+"""How well copies are found among real photographs: calibrated on one half of them, judged on the other."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frame import significant, tell
+from heliostat.curation.calibration import Embed, calibrate, judge, plant
+from heliostat.curation.copies import COPIES, HARD_COPIES
+from heliostat.curation.copy_net import embed, shipped_net
+from heliostat.curation.dct_hash import dct_hashes
+from heliostat.curation.kmeans import Floats
+from heliostat.data.decode import RgbImage, decode_rgb
+
+_QUICK_IMAGES = 200
+_VIEWS = 4
+
+
+def photographs(folder: str, most: int | None = None) -> list[RgbImage]:
+    """Photographs of a data set under HELIOSTAT_TEST_DATA, by name."""
+    paths = sorted(Path(os.environ["HELIOSTAT_TEST_DATA"], folder).rglob("*.jpg"))
+    return [decode_rgb(path.read_bytes()) for path in paths[:most]]
+
+
+def judged_copies(quick: bool) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Ratios and details; nothing where there are no photographs."""
+    if "HELIOSTAT_TEST_DATA" not in os.environ:
+        return {"dedup_precision": None, "dedup_recall": None}, {"left out": "HELIOSTAT_TEST_DATA is not set"}
+    tell("copies of photographs")
+    images = photographs("clothing_cc0", _QUICK_IMAGES if quick else None)
+    halves = images[::2], images[1::2]
+    functions: dict[str, Embed] = {"copy": _by_net, "dct-hash": _by_hash}
+    details: dict[str, Any] = {"photographs": len(images)}
+    for name, function in functions.items():
+        threshold = calibrate(plant(halves[0], COPIES, function, 0))
+        judged = judge(plant(halves[1], COPIES, function, 1), threshold)
+        details[name] = {
+            "threshold": significant(threshold),
+            "precision": significant(judged.precision),
+            "recall": significant(judged.recall),
+        }
+        for hard, make in HARD_COPIES.items():
+            found = judge(plant(halves[1], {hard: make}, function, 2), threshold)
+            details[name][hard] = {"precision": significant(found.precision), "recall": significant(found.recall)}
+    details["ukbench recall@4"] = {name: significant(_views_found(function)) for name, function in functions.items()}
+    ours = details["copy"]
+    return {"dedup_precision": ours["precision"], "dedup_recall": ours["recall"]}, details
+
+
+def _views_found(function: Embed) -> float:
+    """Of the views of each object, the share that is among the four nearest to each of them (itself included)."""
+    paths = sorted(Path(os.environ["HELIOSTAT_TEST_DATA"], "ukbench1692").glob("*.jpg"))
+    owners = np.array([int(path.stem[-5:]) // _VIEWS for path in paths])
+    vectors = function([decode_rgb(path.read_bytes()) for path in paths])
+    nearest = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :_VIEWS]
+    there = np.bincount(owners)[owners]
+    return float(((owners[nearest] == owners[:, None]).sum(axis=1) / np.minimum(there, _VIEWS)).mean())
+
+
+def _by_net(images: Sequence[RgbImage]) -> Floats:
+    return embed(shipped_net(), images)
+
+
+def _by_hash(images: Sequence[RgbImage]) -> Floats:
+    return dct_hashes(images).astype(np.float32)
