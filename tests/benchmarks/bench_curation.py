@@ -124,7 +124,7 @@ def neighbours_beside_others(rows: int) -> tuple[dict[str, float | None], dict[s
     theirs = timed(by_faiss)
     similarity, _ = theirs.value.index.search(floats, 1)
     tell("neighbours by faiss in one process")
-    index = faiss.index_factory(_WIDTH, f"IVF{ours.value.plan.lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(_WIDTH, f"IVF{ours.value.plan.lists},SQ8", faiss.METRIC_INNER_PRODUCT)
 
     def all_by_faiss() -> Any:
         index.train(floats)

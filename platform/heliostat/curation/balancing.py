@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from heliostat.config.curate import QuerySet
+from heliostat.config.curate import CurateRecipe, QuerySet
 from heliostat.curation.context import Context, digest, part_contents
 from heliostat.curation.dedup import Bools
 from heliostat.curation.embeddings import open_embedding
 from heliostat.curation.hierarchy import Level, LevelPlan, cluster_levels
+from heliostat.curation.image_maps import ImageMap
 from heliostat.curation.kmeans import Floats, Ints, assign
 from heliostat.curation.neighbours import NeighbourTable
 from heliostat.curation.ray_points import ray_points
@@ -20,6 +21,7 @@ from heliostat.curation.results import ResultFolder
 from heliostat.curation.retrieval import Retrieved, by_clusters, by_sample
 from heliostat.curation.sampling import sample_balanced
 from heliostat.curation.vectors import Embedded, VectorPart
+from heliostat.storage import Store
 
 EMBED, CLUSTER, RETRIEVE, SAMPLE = "embedding", "clusters", "retrieval", "sample"
 
@@ -37,19 +39,29 @@ class Clustered:
     levels: list[Level]
 
 
-def choose(context: Context) -> Clustered | None:
+def open_semantic(root: Store, recipe: CurateRecipe) -> ImageMap | None:
+    """The embedding of what images show; none if no stage needs it.
+
+    Raises:
+        HeliostatError: as ``open_embedding``.
+    """
+    if recipe.embedding.source is None or not (recipe.retrieve or recipe.sample):
+        return None
+    return open_embedding(recipe.embedding, root)
+
+
+def choose(context: Context, function: ImageMap | None) -> Clustered | None:
     """Take what resembles the recipe's sets, and a balanced sample; all if neither is asked for. The clusters, if any.
 
     Images that nothing asks for are left out.
     """
     recipe = context.recipe
-    if recipe.embedding.source is None or not (recipe.retrieve or recipe.sample):
+    if function is None:
         context.fates.keep("all", "survived all stages", np.flatnonzero(context.fates.alive))
         return None
     pool = context.fates.alive
     queries = context.rows_of([each.dataset for each in recipe.retrieve])
     with context.stage(EMBED) as details:
-        function = open_embedding(recipe.embedding, context.universe.root)
         vectors = context.embed(function, pool | queries, EMBED)
         pool = context.fates.alive
         details["embedding"] = function.name

@@ -51,7 +51,9 @@ def train_copy_net(
         report: Told of steps and their loss.
     """
     torch.manual_seed(how.seed)
-    network = CopyNet().train().to(memory_format=torch.channels_last)
+    network = CopyNet()
+    torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
+    network.train()
     optimizer = torch.optim.AdamW(network.parameters(), how.peak_rate, weight_decay=how.weight_decay)
     for step, (first_BCHW, second_BCHW) in enumerate(_batches(images, how)):
         for group in optimizer.param_groups:
@@ -67,7 +69,8 @@ def train_copy_net(
         loss.backward()
         optimizer.step()
         report(step, float(loss.detach()))
-    return network.eval()
+    network.eval()
+    return network
 
 
 def contrast(views_BD: Tensor, temperature: float) -> Tensor:

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.curation.balancing import Clustered, choose
+from heliostat.curation.balancing import Clustered, choose, open_semantic
 from heliostat.curation.context import Context, StageRecord, Watch
 from heliostat.curation.dedup import exact_duplicates
-from heliostat.curation.deduplication import drop_exact, drop_near
+from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup
 from heliostat.curation.fates import Fates, hash_column
 from heliostat.curation.filtering import apply_filter
 from heliostat.curation.image_maps import Run
@@ -129,6 +129,7 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
         CorruptResultError: something that an earlier start had computed is damaged.
         StorageError: the store does not cooperate. What is done stays done.
     """
+    dedup, semantic = plan_dedup(root, recipe.dedup), open_semantic(root, recipe)
     parts = [Part(name=name, manifest_sha256=manifests[name]) for name in datasets_of(recipe)]
     universe = Universe(root, parts)
     pool = np.unique(np.concatenate([universe.rows_of(name) for name in recipe.pool]))
@@ -138,8 +139,8 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
         details["problems"] = list(context.listing.problems.values())
     drop_exact(context)
     sharpness = apply_filter(context)
-    drop_near(context, sharpness)
-    clustered = choose(context)
+    drop_near(context, dedup, sharpness)
+    clustered = choose(context, semantic)
     manifest_sha256, images = _publish(context)
     context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
     _write_clusters(context, clustered)

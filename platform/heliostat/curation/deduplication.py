@@ -1,9 +1,11 @@
 """Stages that leave out copies: exact ones, near ones, of benchmarks, and of what an earlier curation has kept."""
 
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
+from heliostat.config.curate import DedupConfig
 from heliostat.curation.context import Context
 from heliostat.curation.dedup import exact_duplicates, near_duplicates, touching
 from heliostat.curation.embeddings import open_embedding
@@ -12,8 +14,32 @@ from heliostat.curation.image_maps import ImageMap
 from heliostat.curation.kmeans import Floats, Ints
 from heliostat.curation.similarity import units_of
 from heliostat.errors import InvalidValueError
+from heliostat.storage import Store
 
 EXACT, NEAR, BENCHMARKS, EXISTING = "exact duplicates", "near-duplicates", "benchmarks", "existing"
+
+
+@dataclass(frozen=True, slots=True)
+class DedupPlan:
+    """What near-duplicates are found by; made before anything else is done, so that what is wrong shows at once."""
+
+    function: ImageMap
+    threshold: float
+    benchmark_threshold: float
+    """That of all others where there are no benchmarks."""
+
+
+def plan_dedup(root: Store, config: DedupConfig) -> DedupPlan:
+    """The embedding and its thresholds.
+
+    Raises:
+        InvalidValueError: there is no such embedding, or nobody says from which similarity on two images are the same.
+    """
+    function = open_embedding(config.embedding, root)
+    threshold = _threshold(function, config.threshold, "threshold")
+    if not config.benchmarks:
+        return DedupPlan(function, threshold, threshold)
+    return DedupPlan(function, threshold, _threshold(function, config.benchmark_threshold, "benchmark_threshold"))
 
 
 def drop_exact(context: Context) -> None:
@@ -29,11 +55,10 @@ def drop_exact(context: Context) -> None:
         context.fates.drop_duplicates(EXACT, "exact duplicate", exact_duplicates(context.listing.ids, rows))
 
 
-def drop_near(context: Context, sharpness: Floats) -> None:
+def drop_near(context: Context, plan: DedupPlan, sharpness: Floats) -> None:
     """Leave out all but one image of each component, and every component that touches what it must not."""
     recipe = context.recipe.dedup
-    function = open_embedding(recipe.embedding, context.universe.root)
-    threshold = _threshold(function, recipe.threshold, "threshold")
+    function, threshold = plan.function, plan.threshold
     against = [*recipe.benchmarks, *([recipe.existing] if recipe.existing is not None else [])]
     with context.stage(NEAR) as details:
         alive, references = context.fates.alive, context.rows_of(against)
@@ -51,16 +76,13 @@ def drop_near(context: Context, sharpness: Floats) -> None:
             "probes": within.probes,
             "recall": within.recall,
         }
-    sets = [(BENCHMARKS, recipe.benchmarks, recipe.benchmark_threshold, "benchmark_threshold")]
+    sets = [(BENCHMARKS, recipe.benchmarks, plan.benchmark_threshold)] if recipe.benchmarks else []
     if recipe.existing is not None:
-        sets.append((EXISTING, (recipe.existing,), recipe.threshold, "threshold"))
-    for stage, datasets, given, name in sets:
-        if not datasets:
-            continue
+        sets.append((EXISTING, (recipe.existing,), threshold))
+    for stage, datasets, limit in sets:
         with context.stage(stage) as details:
             references = context.rows_of(datasets)
             towards = context.neighbours(vectors, alive, references & ~alive, recipe.neighbours, stage)
-            limit = _threshold(function, given, name)
             pairs = chain(*(forests(found, units_of(limit), context.run) for found in (within, towards)))
             # Of all that was alive before near-duplicates went: a copy that stayed falls with one that went.
             dropped = touching(context.universe.rows, pairs, alive, np.flatnonzero(references))

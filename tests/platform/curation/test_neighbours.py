@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ def whole(found: Found) -> tuple[Ints, Ints, npt.NDArray[np.int16]]:
     return joined[0], joined[1], joined[2]
 
 
+def same(found: Sequence[npt.NDArray[Any]], others: Sequence[npt.NDArray[Any]]) -> bool:
+    return all(np.array_equal(mine, theirs) for mine, theirs in zip(found, others, strict=True))
+
+
 def truth(vectors: Vectors) -> Ints:
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
     np.fill_diagonal(exact, -2)
@@ -99,8 +103,7 @@ def test_find_neighbours__does_not_depend_on_shards_and_passes(tmp_path: Path, v
     one = whole(search(LocalStore(tmp_path), vectors, "one"))
     many = search(LocalStore(tmp_path), vectors, "many", shard_gib=PER_SHARD * 170 / 2**30)
     assert many.keys[0].count("-of-8") == 1
-    for mine, theirs in zip(whole(many), one, strict=True):
-        assert np.array_equal(mine, theirs)
+    assert same(whole(many), one)
 
 
 def test_find_neighbours__goes_on_when_a_shard_dies(tmp_path: Path, vectors: Vectors) -> None:
@@ -115,7 +118,7 @@ def test_find_neighbours__goes_on_when_a_shard_dies(tmp_path: Path, vectors: Vec
 
     found = whole(search(LocalStore(tmp_path), vectors, "killed", run))
     assert killed
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+    assert same(found, expected)
 
 
 def test_find_neighbours__again_searches_nothing(tmp_path: Path, vectors: Vectors) -> None:
