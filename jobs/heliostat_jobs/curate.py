@@ -50,8 +50,11 @@ class CurateResult:
         """What happened, line by line."""
         curated = self.curated
         lines = [f"{self.name}: {curated.images:,} images, from a pool of {curated.pool:,}"]
-        for (stage, reason, kept), images in curated.reasons.items():
-            lines.append(f"  {'+' if kept else '-'} {images:,} {reason} ({stage})")
+        lines += [
+            f"  {'+' if kept else '-'} {images:,} {reason} ({stage})"
+            for (stage, reason, kept), images in curated.reasons.items()
+            if images
+        ]
         if self.was_finished:
             lines.append("was finished already")
         return [*lines, f"report: {self.report}", f"dataset: {self.root}/{self.name} ({curated.manifest_sha256[:16]})"]

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.curation.curate import Curated, clusters_folder, fates_folder
-from heliostat.curation.deduplication import BENCHMARKS, NEAR
+from heliostat.curation.curate import READ, Curated, clusters_folder, fates_folder
+from heliostat.curation.deduplication import BENCHMARKS, EXACT, EXISTING, NEAR
 from heliostat.curation.fates import Fate, read_fates
+from heliostat.curation.filtering import STAGE as FILTER
 from heliostat.curation.sampling import entropy_share
 from heliostat.data.decode import decode_rgb
 from heliostat.data.manifest import load_manifest
@@ -26,6 +27,8 @@ _TILE_PX = 112
 _GROUPS, _PER_GROUP = 8, 8
 _SHEETS, _PER_SHEET = 8, 8
 _SEED = 0
+_NARROWING = (READ, EXACT, FILTER, NEAR, BENCHMARKS, EXISTING)
+"""Stages that leave out; those after them choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +83,14 @@ def curation_report(root: Store, recipe: CurateRecipe, manifests: dict[str, str]
 
 def _funnel(report: Report, curated: Curated) -> None:
     section = report.section("What every stage left")
-    left = [("pool", curated.pool), *((record.name, record.after) for record in curated.records)]
+    narrowing = [record for record in curated.records if record.name in _NARROWING]
     chosen = sum(images for (_, _, kept), images in curated.reasons.items() if kept)
-    left = [*(each for each in left if each[0] not in ("read",)), ("taken", chosen)]
-    section.figure(funnel(left), "Images that no stage had decided about yet, and those that were taken in the end.")
+    left = [("pool", curated.pool), *((record.name, record.after) for record in narrowing), ("taken", chosen)]
+    section.figure(funnel(left), "Images that were left after each stage, and those that were taken in the end.")
     rows = [
         (stage, reason, "taken" if kept else "left out", f"{images:,}", f"{images / max(1, curated.pool):.2%}")
         for (stage, reason, kept), images in curated.reasons.items()
+        if images
     ]
     section.table(("stage", "reason", "", "images", "of the pool"), rows)
 
@@ -110,10 +114,10 @@ def _duplicates(report: Report, fates: Sequence[Fate], pictures: _Pictures) -> N
     rows = [pictures.tiles([keeper, *copies[: _PER_GROUP - 1]]) for keeper, copies in largest]
     titles = [f"{1 + len(copies):,} images; kept {keeper[:12]}" for keeper, copies in largest]
     section.figure(picture_rows(rows, titles), "The largest groups; the first picture of each stayed.")
-    small = [(keeper, copies) for keeper, copies in sorted(groups.items()) if len(copies) == 1][:_GROUPS]
-    if small:
-        pairs = [pictures.tiles([keeper, *copies]) for keeper, copies in small]
-        section.figure(picture_rows(pairs, [keeper[:12] for keeper, _ in small]), "Some pairs: kept, left out.")
+    pairs = [image for keeper, copies in sorted(groups.items()) if len(copies) == 1 for image in (keeper, *copies)]
+    if pairs:
+        rows = [pictures.tiles(pairs[first : first + _PER_GROUP]) for first in (0, _PER_GROUP) if pairs[first:]]
+        section.figure(picture_rows(rows, [""] * len(rows)), "Some pairs: the first of each stayed.")
 
 
 def _contamination(report: Report, recipe: CurateRecipe, fates: Sequence[Fate], pictures: _Pictures) -> None:
