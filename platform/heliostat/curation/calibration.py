@@ -11,8 +11,6 @@ from heliostat.curation.kmeans import Floats, Ints
 from heliostat.data.decode import RgbImage
 from heliostat.data.draws import Draws
 
-_TOLERANCE = 0.002
-
 Embed = Callable[[Sequence[RgbImage]], Floats]
 """Unit vectors (N, D)."""
 
@@ -72,14 +70,14 @@ def judge(planted: Planted, threshold: float) -> Judgement:
 
 
 def calibrate(planted: Planted, step: float = 0.005) -> float:
-    """The largest threshold with a harmonic mean of precision and recall that is within 0.002 of the best.
+    """The largest of the thresholds with the best harmonic mean of precision and recall.
 
     The largest: a copy too many costs little, an image of its own that is taken for a copy is lost. And images that the
     embedding was trained on are told apart better than others will be.
     """
     candidates = np.arange(0.2, 1.0, step)
     scores = np.array([judge(planted, float(each)).f1 for each in candidates])
-    return float(candidates[scores >= scores.max() - _TOLERANCE].max())
+    return float(candidates[scores >= scores.max() - 1e-9].max())
 
 
 def _pairs(sizes: Ints) -> int:
