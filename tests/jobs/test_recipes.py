@@ -15,7 +15,7 @@ README_RECIPES = re.findall(
 
 def test_recipes__are_shipped() -> None:
     assert RECIPES
-    assert len(README_RECIPES) == 2
+    assert len(README_RECIPES) == 3
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -31,4 +31,4 @@ def test_recipes__load_and_say_command_hardware_cost_and_score(path: Path) -> No
 def test_readme__its_recipes_load(block: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(block, encoding="utf-8")
-    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn")
+    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn", "best")

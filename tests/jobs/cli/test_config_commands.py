@@ -73,7 +73,7 @@ def test_show__a_typo_in_the_file_names_its_line(recipe: str) -> None:
 
 
 def test_schema__of_all_kinds_and_of_one() -> None:
-    assert set(json.loads(run("schema").stdout)["discriminator"]["mapping"]) == {"pretrain", "evaluate"}
+    assert set(json.loads(run("schema").stdout)["discriminator"]["mapping"]) == {"pretrain", "evaluate", "curate"}
     one = run("schema", "evaluate", "--json")
     assert json.loads(one.stdout)["title"] == "EvaluateRecipe"
     assert one.stdout.count("\n") == 1
