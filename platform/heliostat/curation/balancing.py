@@ -1,6 +1,5 @@
 """Stages that look at what images show: clusters, retrieval of what resembles good sets, and a balanced sample."""
 
-from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +13,7 @@ from heliostat.curation.dedup import Bools
 from heliostat.curation.embeddings import open_embedding
 from heliostat.curation.hierarchy import Level, LevelPlan, cluster_levels
 from heliostat.curation.image_maps import ImageMap
-from heliostat.curation.kmeans import Floats, Ints, assign
+from heliostat.curation.kmeans import Floats, InMemory, Ints, assign
 from heliostat.curation.neighbours import NeighbourTable
 from heliostat.curation.ray_points import ray_points
 from heliostat.curation.results import ResultFolder
@@ -136,18 +135,19 @@ def _by_sample(
 
 
 def _owners(part: VectorPart, vectors: Embedded, centroids_KD: Floats) -> Ints:
-    from heliostat.curation.kmeans import InMemory
-
     owners, _ = assign(InMemory(part.load(vectors.folder)), centroids_KD)
     return owners.astype(np.int64)
 
 
-class _KeptCentroids(MutableMapping[str, Floats]):
+class _KeptCentroids:
     """Centroids of clusterings that are done, in a folder."""
 
     def __init__(self, folder: ResultFolder) -> None:
         self._folder = folder
         self._keys = folder.found()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
 
     def __getitem__(self, name: str) -> Floats:
         column = self._folder.read(self._keys[name])["centroid"].combine_chunks()
@@ -156,12 +156,3 @@ class _KeptCentroids(MutableMapping[str, Floats]):
     def __setitem__(self, name: str, centroids_KD: Floats) -> None:
         column = pa.FixedSizeListArray.from_arrays(pa.array(centroids_KD.reshape(-1)), centroids_KD.shape[1])
         self._keys[name] = self._folder.write(name, pa.table({"centroid": column}))
-
-    def __delitem__(self, name: str) -> None:
-        raise NotImplementedError("what is kept stays")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)

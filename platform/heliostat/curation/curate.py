@@ -8,8 +8,9 @@ and of the recipe alone.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,6 @@ from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup
 from heliostat.curation.fates import Fates, hash_column
 from heliostat.curation.filtering import apply_filter
 from heliostat.curation.image_maps import Run
-from heliostat.curation.kmeans import Ints
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe
 from heliostat.data.manifest import Part, load_manifest
@@ -60,9 +60,8 @@ class Curated:
         return {**asdict(self), "records": [asdict(each) for each in self.records], "reasons": reasons}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> "Curated":
+    def from_json(cls, found: Mapping[str, Any]) -> "Curated":
         """From what ``to_json`` gave."""
-        found = json.loads(json.dumps(data))
         return cls(
             found["manifest_sha256"],
             found["images"],
@@ -164,13 +163,11 @@ def _publish(context: Context) -> tuple[str, int]:
     as_is = np.setdiff1d(as_is, exact_duplicates(context.listing.ids, as_is).rows)
     kept = np.setdiff1d(np.flatnonzero(context.fates.kept), as_is)
     reasons = [*(["as is"] * len(as_is)), *context.fates.reasons_of(kept)]
-    sha256 = write_selection(universe.root, recipe.name, universe.parts, _selected(universe, as_is, kept, reasons))
-    return sha256, len(as_is) + len(kept)
-
-
-def _selected(universe: Universe, as_is: Ints, kept: Ints, reasons: Sequence[str]) -> pa.Table:
     parts, rows = universe.place_of(np.concatenate([as_is, kept]))
-    return pa.table({"part": pa.array(parts, pa.int16()), "row": rows, "reason": list(reasons)})
+    held, numbers = np.unique(parts, return_inverse=True)  # datasets that were only compared with are no part of it
+    table = pa.table({"part": pa.array(numbers, pa.int16()), "row": rows, "reason": reasons})
+    sha256 = write_selection(universe.root, recipe.name, [universe.parts[part] for part in held], table)
+    return sha256, len(rows)
 
 
 def _write_clusters(context: Context, clustered: Clustered | None) -> None:

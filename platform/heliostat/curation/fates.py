@@ -126,16 +126,16 @@ def read_fates(folder: ResultFolder) -> Iterator[Fate]:
 
 
 def find_fate(folder: ResultFolder, image_id: str) -> Fate | None:
-    """The fate of one image; reads ids until it is found."""
+    """The fate of one image. It may be there twice: what was kept answers, not its copy."""
+    dropped: Fate | None = None
     wanted = pa.scalar(bytes.fromhex(image_id), pa.binary(32))
     for key in sorted(folder.found().values()):
         table = folder.read(key)
-        mine = table.filter(pc.equal(table["id"], wanted))
-        if mine.num_rows:
-            # The same image may be there twice: what was kept answers, not its copy.
-            order = pc.sort_indices(mine, [("kept", "descending")])
-            return next(_fates_of(mine.take(order)))
-    return None
+        for fate in _fates_of(table.filter(pc.equal(table["id"], wanted))):
+            if fate.is_kept:
+                return fate
+            dropped = dropped or fate
+    return dropped
 
 
 def _fates_of(table: pa.Table) -> Iterator[Fate]:

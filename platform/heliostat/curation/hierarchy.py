@@ -5,8 +5,9 @@ below. At every level the points closest to each centroid, equally many of each 
 times: what is frequent loses its weight, and centroids spread over the support of the data.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +45,21 @@ class Level:
     assignment: Ints
 
 
+class Kept(Protocol):
+    """Centroids of clusterings that are done, by name; a dictionary will do."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __getitem__(self, name: str, /) -> Floats: ...
+
+    def __setitem__(self, name: str, centroids_KD: Floats, /) -> None: ...
+
+
 def cluster_levels(
     points: Points,
     plans: Sequence[LevelPlan],
     seed: int,
-    kept: MutableMapping[str, Floats],
+    kept: Kept,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Level]:
     """All levels, from the one with the most clusters to the coarsest.
