@@ -40,8 +40,6 @@ class Watched:
     """Nodes that were announced to go."""
     stopping: Cause | None = None
     hung: dict[int, float] = field(default_factory=dict)
-    slow: dict[int, int] = field(default_factory=dict)
-    """Since which step."""
     named: set[int] = field(default_factory=set)
     standby_on: set[str] = field(default_factory=set)
     """Nodes that were asked for processes that stand by."""

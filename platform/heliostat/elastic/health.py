@@ -1,13 +1,18 @@
 """Which workers hang and which are slow: pure decisions over their pulses."""
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 
-from heliostat.elastic.signals import Pulse
+import numpy as np
+
+from heliostat.elastic.signals import RECENT_STEPS, Pulse
 
 _LONGEST_FACTOR = 2
-_STRAGGLER_TIMES = 1.3
+_STANDARD_ERRORS = 2.5
+_STRAGGLER_TIMES = 1.1
 _STRAGGLER_FLOOR_S = 0.02
+_LEAST_S = 1e-6
+_ENOUGH_TO_COMPARE = 2
+"""Workers."""
 
 
 def hung_ranks(
@@ -39,16 +44,24 @@ def hung_ranks(
     return {rank: silent_s[rank] for rank, pulse in pulses.items() if pulse.beat == least}
 
 
-def stragglers(local_s: Sequence[float]) -> dict[int, float]:
-    """Workers that take much longer than the others over what each does alone, and how many times as long.
+def stragglers(local_s: Sequence[Sequence[float]]) -> dict[int, float]:
+    """Workers that take longer than the others over what each does alone, and how many times as long.
+
+    Steps vary, the more the busier the machines are. Named is who is slower beyond what chance explains: by
+    ``_STANDARD_ERRORS`` of the difference of the mean logarithms, and then by another ``_STRAGGLER_TIMES``.
 
     Args:
-        local_s: Seconds of each worker, by rank.
+        local_s: Seconds of each worker's last steps, by rank; nobody is named before there are ``RECENT_STEPS``.
     """
+    if len(local_s) < _ENOUGH_TO_COMPARE or min(map(len, local_s)) < RECENT_STEPS:
+        return {}
+    logarithms = np.log(np.maximum(np.array(local_s), _LEAST_S))
+    means, errors = logarithms.mean(axis=1), logarithms.std(axis=1, ddof=1) / RECENT_STEPS**0.5
     found: dict[int, float] = {}
-    for rank, mine in enumerate(local_s):
-        others = [each for other, each in enumerate(local_s) if other != rank]
-        usual = median(others) if others else mine
-        if usual > 0 and mine > _STRAGGLER_TIMES * usual and mine - usual > _STRAGGLER_FLOOR_S:
-            found[rank] = mine / usual
+    for rank in range(len(local_s)):
+        usual, its_error = float(np.median(np.delete(means, rank))), float(np.delete(errors, rank).mean())
+        slower, its_bound = float(means[rank]) - usual, _STANDARD_ERRORS * float(np.hypot(errors[rank], its_error))
+        is_much = np.exp(means[rank]) - np.exp(usual) > _STRAGGLER_FLOOR_S
+        if slower - its_bound > np.log(_STRAGGLER_TIMES) and is_much:
+            found[rank] = float(np.exp(slower))
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from heliostat.observe.segments import utc_now
 
+RECENT_STEPS = 16
 _UNUSUAL_STEPS = 3
 """At the start of an attempt: caches and memory pools fill."""
 
@@ -55,8 +56,8 @@ class Pulse:
     """Whether the attempt's first step is done: before that, imports and compilation take their time."""
     longest_s: float
     """The longest that it has been silent since the first steps of the attempt."""
-    local_s: float
-    """Recent mean of the seconds that it computes in a step before it has to wait for another worker."""
+    local_s: tuple[float, ...]
+    """Seconds that it computed in each of the last ``RECENT_STEPS`` before it had to wait for another worker."""
     step_s: float
     """Recent mean of the seconds of a step."""
     save_s: float
@@ -77,7 +78,7 @@ class Mailbox:
     beat_at: float = field(default_factory=time.monotonic)
     has_trained: bool = False
     longest_s: float = 0.0
-    local_s: float = 0.0
+    local_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     step_s: float = 0.0
     save_s: float = 0.0
     lost_holder: bool = False
@@ -94,6 +95,7 @@ class Mailbox:
         self.attempt = attempt
         self.has_trained = False
         self._steps_seen = 0
+        self.local_s.clear()
         self.beat()
 
     def training_ends(self) -> None:
@@ -120,7 +122,7 @@ class Mailbox:
         if not self._arrived and self._step_began is not None:
             self._arrived = True
             if self._steps_seen >= _UNUSUAL_STEPS:
-                self.local_s = _mean(self.local_s, time.monotonic() - self._step_began)
+                self.local_s.append(time.monotonic() - self._step_began)
 
     def step_ends(self, steps_done: int) -> None:
         """So many steps are done."""
@@ -172,7 +174,7 @@ def pulse() -> Pulse:
             silent_s,
             box.has_trained,
             box.longest_s,
-            box.local_s,
+            tuple(box.local_s),
             box.step_s,
             box.save_s,
             box.lost_holder,

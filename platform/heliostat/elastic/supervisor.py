@@ -28,8 +28,6 @@ _log = logging.getLogger(__name__)
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
 _SPARE_STOP_S = 1.0
-_STRAGGLER_STEPS = 4
-"""For so many a worker has to be slow in every look."""
 _WAIT_TOLD_S = 2.0
 _WAIT_TOLD_AGAIN_S = 60.0
 _OF_RAY_TRAIN = StandbyKind({}, 1, is_nested=False)
@@ -284,14 +282,12 @@ class Supervisor:
         return key
 
     def _name_stragglers(self, group: Watched) -> None:
-        if len(group.pulses) < len(group.members) or min(p.steps_done for p in group.pulses.values()) == 0:
+        if len(group.pulses) < len(group.members):
             return
-        found = stragglers([group.pulses[member.rank].local_s for member in group.members])
-        group.slow = {rank: group.slow.get(rank, self._furthest) for rank in found}
-        for rank, since_step in group.slow.items():
-            if self._furthest - since_step >= _STRAGGLER_STEPS and rank not in group.named:
+        for rank, times in stragglers([group.pulses[member.rank].local_s for member in group.members]).items():
+            if rank not in group.named:
                 group.named.add(rank)
-                self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(found[rank], 2))
+                self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(times, 2))
 
     def _look_after_standby(self, group: Watched) -> None:
         """Once for every attempt and node, also on those that have come and are not used yet."""
