@@ -36,7 +36,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── NoDataPoolError              HS-DATA-010
 │   ├── DecoderNotStartedError       HS-DATA-011
 │   ├── SelectionError               HS-DATA-012
-│   └── TooManyRefusedError          HS-DATA-013
+│   ├── TooManyRefusedError          HS-DATA-013
+│   └── PluginFailedError            HS-DATA-014  code of the user's own did not do what it is there for
 ├── CheckpointError                  HS-CKPT-…
 │   ├── CorruptCheckpointError       HS-CKPT-001
 │   ├── IncompatibleCheckpointError  HS-CKPT-002
@@ -306,6 +307,12 @@ class TooManyRefusedError(DataError):
     """More of a source goes to the quarantine than its ingest allows."""
 
     code = "HS-DATA-013"
+
+
+class PluginFailedError(DataError):
+    """A plug-in raised something, or gave what it must not give."""
+
+    code = "HS-DATA-014"
 
 
 class CheckpointError(HeliostatError):

@@ -50,6 +50,13 @@ def ingest(
         int | None,
         typer.Option(min=1, metavar="N", help="Shrink images whose shorter side is longer than N pixels to it."),
     ] = None,
+    edit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="Change images before they are stored, for example blur faces: see heliostat.data.edits.",
+        ),
+    ] = None,
     allow_format: Annotated[
         list[str] | None,
         typer.Option(metavar="FORMAT", help="Accept TIFF, GIF, BMP or AVIF too, besides JPEG, PNG, WEBP. Repeatable."),
@@ -77,6 +84,7 @@ def ingest(
     The same command started again goes on where one that was stopped or killed was.
     """
     require_extra("train", "PIL", "ray")
+    from heliostat.data.edits import open_edit
     from heliostat.data.ingest import IngestOptions, prepare
     from heliostat.data.ingest import ingest as run_ingest
     from heliostat_cluster.local import local_ray
@@ -84,8 +92,13 @@ def ingest(
     root_url, name = split_destination(destination)
     root = open_store(root_url)
     options = IngestOptions(
-        limits=limits_with(allow_format or []), resize_px=resize_px, max_quarantined_share=max_quarantined_share
+        limits=limits_with(allow_format or []),
+        resize_px=resize_px,
+        edit=edit,
+        max_quarantined_share=max_quarantined_share,
     )
+    if edit is not None:
+        open_edit(edit)  # what is wrong with it shows before Ray starts
     opened = prepare(source, root, name, labels=labels, allow_urls=allow_urls)
     with local_ray(num_cpus=os.cpu_count() or 1), show_ingest() as report:
         result = run_ingest(opened, root, name, options, report=report)

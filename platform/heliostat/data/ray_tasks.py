@@ -30,6 +30,13 @@ _RESULT = pa.schema(
 Task = Callable[[bytes], bytes]
 
 
+def cluster_cpus() -> int:
+    """CPUs of the cluster that this process belongs to, one at least."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 @dataclass(frozen=True, slots=True)
 class ActorPool:
     """Processes that make their task once and keep it.
@@ -84,12 +91,11 @@ def run_tasks(payloads: Iterable[tuple[int, bytes]], task: Task | ActorPool) -> 
 def _compute(task: Task | ActorPool, items: int) -> dict[str, Any]:
     import ray
 
-    resources = ray.cluster_resources()
     if isinstance(task, ActorPool):
-        size = task.size(resources, items)
+        size = task.size(ray.cluster_resources(), items)
         chosen = {"compute": ray.data.ActorPoolStrategy(size=size), "fn_constructor_args": (task.make,)}
         return {**chosen, "num_gpus": task.gpus} if task.gpus else chosen
-    return {"compute": ray.data.TaskPoolStrategy(size=min(items, max(1, int(resources.get("CPU", 1)))))}
+    return {"compute": ray.data.TaskPoolStrategy(size=min(items, cluster_cpus()))}
 
 
 @contextmanager

@@ -17,13 +17,21 @@ from PIL import Image
 from support import killed_ingest
 from support.plain_source import PlainSource
 
+from heliostat.data.decode import decode_rgb
 from heliostat.data.images import ImageLimits, inspect
 from heliostat.data.ingest import IngestOptions, IngestProgress, IngestResult, ingest
 from heliostat.data.ingest.workspace import Workspace, ingest_id
 from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest, load_provenance
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import ShardLayout, read_row_group
-from heliostat.errors import InvalidValueError, NoImagesError, SourceNotFoundError, StorageError, TooManyRefusedError
+from heliostat.errors import (
+    InvalidValueError,
+    NoImagesError,
+    PluginFailedError,
+    SourceNotFoundError,
+    StorageError,
+    TooManyRefusedError,
+)
 from heliostat.storage import Store, open_store
 from heliostat.storage.store import RESERVED_NAME
 from heliostat_cluster.local import local_ray as start_ray
@@ -314,7 +322,8 @@ def test_ingest__rounds_finished_by_different_starts_add_up(root: Store, photos:
     options = IngestOptions(layout=LAYOUT, round_items=8)
     whole = ingest(PlainSource(str(photos)), root, "whole", options)
     source = PlainSource(str(photos))
-    workspace = Workspace(dataset_store(root, "photos").sub(f"ingests/{ingest_id(str(photos), options.limits, None)}"))
+    identity = ingest_id(str(photos), options.limits, None, None)
+    workspace = Workspace(dataset_store(root, "photos").sub(f"ingests/{identity}"))
 
     def stop(progress: IngestProgress) -> None:
         if progress.round == 2:
@@ -432,6 +441,24 @@ def test_ingest__resizes_what_is_larger(root: Store, tmp_path: Path) -> None:
         info = inspect(row["image"])
         assert (info.width, info.height) == (row["width"], row["height"])
     assert numbers(ingest(folder, root, "photos", IngestOptions(resize_px=30))) == (0, 2, 2, 0)
+
+
+def test_ingest__stores_what_an_edit_made_and_nothing_where_it_fails(root: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "people"
+    write_image(folder / "person.png", 200, (40, 30))
+    write_image(folder / "sky.png", 3, (40, 30))
+    with pytest.raises(PluginFailedError, match=r"failed on 'person\.png'"):
+        ingest(folder, root, "photos", IngestOptions(edit="support.image_edits:Failing"))
+    assert not [info.key for info in root.list() if "/spool/" in info.key or "shards/" in info.key]
+    options = IngestOptions(edit="support.image_edits:BlackenRed", resize_px=15)
+    result = ingest(folder, root, "photos", options)
+    rows = {row["source"]: row for row in rows_of(root, load_manifest(root, "photos", result.manifest_sha256))}
+    person, sky = (decode_rgb(rows[f"{name}.png"]["image"]) for name in ("person", "sky"))
+    assert person.shape == sky.shape == (15, 20, 3)
+    assert person[:7].max() == 0
+    assert person[9:, :, 0].min() == 200
+    assert sky[..., 0].min() == 3
+    assert numbers(ingest(folder, root, "photos", options)) == (0, 2, 2, 0)
 
 
 def test_ingest__stops_when_too_much_is_refused_and_goes_on_when_allowed(root: Store, tmp_path: Path) -> None:

@@ -185,11 +185,13 @@ def test_load_checked__refusals_whose_cause_may_have_passed_are_not_believed(tmp
 def test_ingest_id__is_another_for_whatever_changes_an_image() -> None:
     formats = ImageLimits(formats=frozenset({"PNG"}))
     arguments = [
-        ("photos", DEFAULT_LIMITS, None),
-        ("photos", DEFAULT_LIMITS, 256),
-        ("photos", ImageLimits(max_bytes=5), None),
-        ("photos", formats, None),
-        ("pictures", DEFAULT_LIMITS, None),
+        ("photos", DEFAULT_LIMITS, None, None),
+        ("photos", DEFAULT_LIMITS, 256, None),
+        ("photos", DEFAULT_LIMITS, None, "blur-1"),
+        ("photos", DEFAULT_LIMITS, None, "blur-2"),
+        ("photos", ImageLimits(max_bytes=5), None, None),
+        ("photos", formats, None, None),
+        ("pictures", DEFAULT_LIMITS, None, None),
     ]
     ids = [ingest_id(*each) for each in arguments]
     assert len(set(ids)) == len(ids)

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from heliostat.data.edits import open_edit
 from heliostat.data.ingest.checking import check_units
 from heliostat.data.ingest.job import DEFAULT_OPTIONS, IngestOptions, IngestProgress, Job, Report
 from heliostat.data.ingest.publishing import Published, RoundToPublish
@@ -84,14 +85,16 @@ def ingest(
     ingest, keeps the label it has.
 
     Raises:
-        InvalidValueError: the name cannot be that of a dataset.
+        InvalidValueError: the name cannot be that of a dataset, or there is no such edit.
         SourceNotFoundError, NoImagesError: the source is missing or holds no usable image. Nothing is written.
+        PluginFailedError: the edit failed on an image, which is named. What is checked stays checked.
         TooManyRefusedError: more than the allowed share of the source is refused. What is checked stays checked.
         StorageError: the source or the store does not cooperate. What is done stays done.
     """
     started = time.monotonic()
     opened = source if isinstance(source, Source) else prepare(source, root, name)
-    identity = ingest_id(opened.description, options.limits, options.resize_px)
+    edit = open_edit(options.edit).fingerprint if options.edit else None
+    identity = ingest_id(opened.description, options.limits, options.resize_px, edit)
     workspace = Workspace(dataset_store(root, name).sub(f"ingests/{identity}"))
     job = Job(opened, root, name, workspace, options, report)
     done = _run_rounds(job)

@@ -37,7 +37,7 @@ def check_units(job: Job, round_index: int, units: Sequence[Unit], before: Tally
     if left:
         tell()
     options = job.options
-    task = FirstPass(job.source, job.workspace, options.limits, options.resize_px, options.decoder_module)
+    task = FirstPass(job.source, job.workspace, options.limits, options.resize_px, options.edit, options.decoder_module)
     for index, record in run_tasks(((unit.index, unit.model_dump_json().encode()) for unit in left), task):
         found[index] = parse_checked(record)
         tally += tally_of(found[index])

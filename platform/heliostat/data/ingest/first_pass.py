@@ -16,6 +16,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from heliostat.data.bounded import BoundedDecoder
+from heliostat.data.edits import edited
 from heliostat.data.images import ImageLimits
 from heliostat.data.ingest.checked import CHECKED
 from heliostat.data.ingest.workspace import Workspace
@@ -36,6 +37,7 @@ class FirstPass:
     workspace: Workspace
     limits: ImageLimits
     resize_px: int | None
+    edit: str | None
     decoder_module: str = DECODER_MODULE
 
     def __call__(self, payload: bytes) -> bytes:
@@ -43,6 +45,7 @@ class FirstPass:
 
         Raises:
             StorageError: the store or the source does not cooperate.
+            PluginFailedError: the edit does not do what it is there for.
             OSError: the local disk does not.
         """
         unit = Unit.model_validate_json(payload)
@@ -69,7 +72,12 @@ class FirstPass:
 
     def _accept(self, item: Item, spool: "_Spool") -> dict[str, object]:
         decoder = _decoder(self.limits, self.decoder_module, os.getpid())
-        data = decoder.resize(item.data, self.resize_px) if self.resize_px else item.data
+        data = item.data
+        if self.edit:
+            decoder.inspect(data)  # what an edit decodes in this process has been decoded in that one
+            data = edited(data, self.edit, item.source)
+        if self.resize_px:
+            data = decoder.resize(data, self.resize_px)
         info = decoder.inspect(data)
         place = item.place if data == item.data else None
         kept = {"place": place.model_dump_json()} if place else {"spool": spool.key, "offset": spool.append(data)}

@@ -21,6 +21,7 @@ class IngestOptions:
         limits: What is accepted.
         layout: How images are cut into shards.
         resize_px: Images whose shorter side is longer are shrunk to it and coded anew; None keeps all as they are.
+        edit: Plug-in that changes images, before they are shrunk; see ``heliostat.data.edits``.
         max_quarantined_share: The ingest stops when more of the items checked so far than this are refused, from the
             thousandth item on; 1 never stops.
         round_items: Items that are checked before they are packed and published. Memory on the driver grows with it,
@@ -31,6 +32,7 @@ class IngestOptions:
     limits: ImageLimits = DEFAULT_LIMITS
     layout: ShardLayout = DEFAULT_LAYOUT
     resize_px: int | None = None
+    edit: str | None = None
     max_quarantined_share: float = 0.5
     round_items: int = 250_000
     decoder_module: str = DECODER_MODULE

@@ -40,9 +40,15 @@ _PASSING = pa.array(
 """Reasons that need not hold when the same item is looked at again."""
 
 
-def ingest_id(description: str, limits: ImageLimits, resize_px: int | None) -> str:
-    """The name of an ingest: 16 hexadecimal digits."""
-    options = {"format": _FORMAT, "source": description, "limits": asdict(limits), "resize_px": resize_px}
+def ingest_id(description: str, limits: ImageLimits, resize_px: int | None, edit: str | None) -> str:
+    """The name of an ingest: 16 hexadecimal digits. ``edit`` is the fingerprint of what changes images."""
+    options = {
+        "format": _FORMAT,
+        "source": description,
+        "limits": asdict(limits),
+        "resize_px": resize_px,
+        "edit": edit,
+    }
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=sorted).encode()).hexdigest()[:16]
 
 
