@@ -1,25 +1,24 @@
 """``kind: curate``: find or create the curation, carry it out with a live view."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from heliostat.config import ResolvedRecipe, check_same_run, identity, lock
+from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.context import Watch
 from heliostat.curation.curate import Curated, curation_store, load_result, pin
 from heliostat.curation.curate import curate as carry_out
 from heliostat.data.ray_tasks import run_tasks
-from heliostat.errors import CorruptLockError, ObjectExistsError, ObjectNotFoundError
-from heliostat.models.weights.runs import LOCK_KEY
+from heliostat.errors import UnknownImageError
 from heliostat.observe.progress import ItemProgress, watch_items
 from heliostat.storage import Store, open_store
 from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.curation_report import curation_report
+from heliostat_jobs.locks import find_or_create_lock, locked_recipe
 
-REPORT_KEY, CONFIG_KEY = "report.html", "config.yaml"
+REPORT_KEY = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,49 +74,34 @@ def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateRes
     recipe = resolved.recipe
     assert isinstance(recipe, CurateRecipe)  # noqa: S101 -- callers dispatch on the kind
     root = open_store(recipe.root)
-    manifests = _open(root, resolved, recipe)
+    store = curation_store(root, recipe.name)
+    manifests = find_or_create_lock(store, resolved, lambda: pin(root, recipe))
     curated = load_result(root, recipe.name)
     was_finished = curated is not None
     if curated is None:
         ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
         with ray, _show() as watch:
             curated = carry_out(root, recipe, manifests, run_tasks, watch)
-    store = curation_store(root, recipe.name)
     if not store.exists(REPORT_KEY):  # an earlier start may have ended just before it
         curation_report(root, recipe, manifests, curated).write(store, REPORT_KEY)
     return CurateResult(recipe.name, recipe.root, curated, was_finished)
 
 
-def _open(root: Store, resolved: ResolvedRecipe, recipe: CurateRecipe) -> dict[str, str]:
-    """Pin the datasets as they are when the curation is first started, or find what was pinned then."""
-    store = curation_store(root, recipe.name)
-    locked = _read_lock(store)
-    if locked is None:
-        locked = {**lock(resolved), "manifests": pin(root, recipe)}
-        try:
-            store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
-        except ObjectExistsError:  # another process creates the same curation at this moment: its lock counts
-            locked = _read_lock(store) or locked
-    check_same_run(locked["identity"], identity(recipe))
-    if not store.exists(CONFIG_KEY):
-        store.put(CONFIG_KEY, resolved.text.encode())
-    manifests: dict[str, str] = locked["manifests"]
-    return manifests
+def load_curation(root: Store, name: str) -> tuple[CurateRecipe, Curated]:
+    """The recipe of a finished curation as it was resolved, and what it made.
 
-
-def _read_lock(store: Store) -> dict[str, dict[str, str]] | None:
-    try:
-        locked: dict[str, dict[str, str]] = json.loads(store.get(LOCK_KEY))
-        if not isinstance(locked["manifests"], dict) or not isinstance(locked["identity"], dict):
-            raise TypeError("a lock holds manifests and an identity")
-    except ObjectNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptLockError(
-            f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",
-            "Put it back as it was, or give the curation another name",
-        ) from error
-    return locked
+    Raises:
+        UnknownImageError: there is no such curation, or it is not finished.
+        CorruptLockError: its lock is damaged.
+    """
+    curated = load_result(root, name)
+    recipe = None if curated is None else locked_recipe(curation_store(root, name))
+    if curated is None or not isinstance(recipe, CurateRecipe):
+        raise UnknownImageError(
+            f"there is no finished curation {name!r} under {root.url}",
+            "Check the name, or finish it with heliostat run RECIPE.yaml",
+        )
+    return recipe.model_copy(update={"root": root.url}), curated
 
 
 @contextmanager

@@ -144,6 +144,13 @@ class CurateRecipe(Section):
     cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig.model_validate({}))
     sample: int | None = Field(None, gt=0, description="images that are taken evenly of all clusters; null is none")
 
+    @property
+    def datasets(self) -> list[str]:
+        """Every dataset that is named, each once."""
+        existing = [self.dedup.existing] if self.dedup.existing is not None else []
+        queries = [each.dataset for each in self.retrieve]
+        return list(dict.fromkeys([*self.as_is, *existing, *self.pool, *self.dedup.benchmarks, *queries]))
+
     @field_validator("pool", "as_is", "retrieve", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:

@@ -1,0 +1,85 @@
+"""What was said when a run or a curation was first started, and has to stay: its configuration and its datasets.
+
+``config.lock.json`` is created once. Whoever comes later with the same name finds it, and goes on only with the same
+configuration, on the manifests of then.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
+from heliostat.config.curate import CurateRecipe
+from heliostat.config.kinds import Recipe
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.provenance import LOCK_SCHEMA_VERSION
+from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError
+from heliostat.models.weights.runs import LOCK_KEY
+from heliostat.storage import Store
+
+CONFIG_KEY = "config.yaml"
+
+
+def find_or_create_lock(store: Store, resolved: ResolvedRecipe, pin: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """The manifests of a run or a curation, by dataset: those of now if it is new, else those of its start.
+
+    Args:
+        store: Of the run or the curation itself.
+        resolved: Its recipe as of now.
+        pin: Gives the hashes of now.
+
+    Raises:
+        ChangedConfigError: it was started with another configuration.
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    if locked is None:
+        locked = {**lock(resolved), "manifests": pin()}
+        try:
+            store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
+        except ObjectExistsError:  # another process creates the same one at this moment: its lock counts
+            locked = _read(store) or locked
+    check_same_run(locked["identity"], identity(resolved.recipe))
+    if not store.exists(CONFIG_KEY):
+        store.put(CONFIG_KEY, resolved.text.encode())
+    manifests: dict[str, str] = locked["manifests"]
+    return manifests
+
+
+def locked_recipe(store: Store) -> Recipe | None:
+    """The recipe of a run or a curation as it was resolved; none if there is none.
+
+    Raises:
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    return None if locked is None else unlock(locked)
+
+
+def _read(store: Store) -> dict[str, Any] | None:
+    try:
+        data = store.get(LOCK_KEY)
+    except ObjectNotFoundError:
+        return None
+    try:
+        locked: dict[str, Any] = json.loads(data)
+        if locked["schema_version"] != LOCK_SCHEMA_VERSION:
+            raise ValueError(locked["schema_version"])
+        if set(locked["manifests"]) != _datasets_of(unlock(locked)):
+            raise ValueError(locked["manifests"])
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CorruptLockError(
+            f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",
+            "Put it back as it was, or give it another name",
+        ) from error
+    return locked
+
+
+def _datasets_of(recipe: Recipe) -> set[str]:
+    match recipe:
+        case PretrainRecipe():
+            return set(recipe.dataset.shares)
+        case CurateRecipe():
+            return set(recipe.datasets)
+        case _:
+            return set()
