@@ -3,15 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.curate import READ, Curated, clusters_folder, fates_folder
-from heliostat.curation.deduplication import BENCHMARKS, EXACT, EXISTING, NEAR
-from heliostat.curation.fates import Fate, read_fates
+from heliostat.curation.deduplication import AS_IS, BENCHMARKS, EXACT, EXISTING, NEAR
+from heliostat.curation.fates import read_fates
 from heliostat.curation.filtering import STAGE as FILTER
 from heliostat.curation.sampling import entropy_share
 from heliostat.data.decode import decode_rgb
@@ -37,16 +40,14 @@ class _Pictures:
 
     root: Store
     manifests: dict[str, str]
-    places: dict[str, tuple[str, int]]
-    """Dataset and row of each id."""
+    fates: pa.Table
 
-    def tiles(self, ids: Sequence[str]) -> list[NDArray[np.uint8]]:
+    def tiles(self, ids: Sequence[bytes]) -> list[NDArray[np.uint8]]:
         """Those that can be read, in order."""
+        here = self.fates.filter(pc.is_in(self.fates["id"], pa.array(ids, pa.binary(32))))
+        places = {row["id"]: (row["dataset"], row["row"]) for row in here.to_pylist()}
         found = []
-        for image_id in ids:
-            if image_id not in self.places:
-                continue
-            dataset, row = self.places[image_id]
+        for dataset, row in (places[each] for each in ids if each in places):
             manifest = load_manifest(self.root, dataset, self.manifests.get(dataset))
             try:
                 (image,) = RowReader(self.root, manifest).read([row])["image"].to_pylist()
@@ -57,7 +58,7 @@ class _Pictures:
 
 
 def curation_report(root: Store, recipe: CurateRecipe, manifests: dict[str, str], curated: Curated) -> Report:
-    """The whole report. Holds all fates in memory.
+    """The whole report. Holds all fates in memory, a hundred bytes per image.
 
     Args:
         root: Where the curation is.
@@ -65,14 +66,14 @@ def curation_report(root: Store, recipe: CurateRecipe, manifests: dict[str, str]
         manifests: Hashes of its datasets.
         curated: What it made.
     """
-    fates = list(read_fates(fates_folder(root, recipe.name)))
-    pictures = _Pictures(root, manifests, {fate.id: (fate.dataset, fate.row) for fate in fates})
-    kept = sum(fate.is_kept for fate in fates)
+    fates = read_fates(fates_folder(root, recipe.name))
+    pictures = _Pictures(root, manifests, fates)
+    chosen = sum(images for (stage, _, kept), images in curated.reasons.items() if kept and stage != AS_IS)
     report = Report(
         f"Curation {recipe.name}",
-        f"{curated.images:,} images, {kept:,} of them from a pool of {curated.pool:,}: {', '.join(recipe.pool)}",
+        f"{curated.images:,} images, {chosen:,} of them from a pool of {curated.pool:,}: {', '.join(recipe.pool)}",
     )
-    _funnel(report, curated)
+    _funnel(report, curated, chosen)
     _duplicates(report, fates, pictures)
     _contamination(report, recipe, fates, pictures)
     _clusters(report, root, recipe, fates, pictures)
@@ -81,10 +82,9 @@ def curation_report(root: Store, recipe: CurateRecipe, manifests: dict[str, str]
     return report
 
 
-def _funnel(report: Report, curated: Curated) -> None:
+def _funnel(report: Report, curated: Curated, chosen: int) -> None:
     section = report.section("What every stage left")
     narrowing = [record for record in curated.records if record.name in _NARROWING]
-    chosen = sum(images for (_, _, kept), images in curated.reasons.items() if kept)
     left = [("pool", curated.pool), *((record.name, record.after) for record in narrowing), ("taken", chosen)]
     section.figure(funnel(left), "Images that were left after each stage, and those that were taken in the end.")
     rows = [
@@ -95,57 +95,61 @@ def _funnel(report: Report, curated: Curated) -> None:
     section.table(("stage", "reason", "", "images", "of the pool"), rows)
 
 
-def _duplicates(report: Report, fates: Sequence[Fate], pictures: _Pictures) -> None:
-    groups: dict[str, list[str]] = {}
-    for fate in fates:
-        if fate.stage == NEAR and fate.because_of is not None:
-            groups.setdefault(fate.because_of, []).append(fate.id)
+def _duplicates(report: Report, fates: pa.Table, pictures: _Pictures) -> None:
+    copies = fates.filter(pc.equal(fates["stage"], NEAR))
     section = report.section("Near-duplicates")
-    if not groups:
+    if not len(copies):
         section.text("None were found.")
         return
-    sizes = Counter(1 + len(copies) for copies in groups.values())
-    largest = sorted(groups.items(), key=lambda each: (-len(each[1]), each[0]))[:_GROUPS]
+    groups = copies.group_by("because_of").aggregate([("id", "count")])
+    groups = groups.sort_by([("id_count", "descending"), ("because_of", "ascending")])
     section.numbers(
         KeyNumber("groups", f"{len(groups):,}"),
-        KeyNumber("images left out", f"{sum(map(len, groups.values())):,}"),
-        KeyNumber("largest group", f"{max(sizes):,}"),
+        KeyNumber("images left out", f"{len(copies):,}"),
+        KeyNumber("largest group", f"{1 + groups['id_count'][0].as_py():,}"),
     )
-    rows = [pictures.tiles([keeper, *copies[: _PER_GROUP - 1]]) for keeper, copies in largest]
-    titles = [f"{1 + len(copies):,} images; kept {keeper[:12]}" for keeper, copies in largest]
+    largest = groups.slice(0, _GROUPS).to_pylist()
+    rows = [pictures.tiles([group["because_of"], *_copies_of(copies, group, _PER_GROUP - 1)]) for group in largest]
+    titles = [f"{1 + group['id_count']:,} images; kept {group['because_of'].hex()[:12]}" for group in largest]
     section.figure(picture_rows(rows, titles), "The largest groups; the first picture of each stayed.")
-    pairs = [image for keeper, copies in sorted(groups.items()) if len(copies) == 1 for image in (keeper, *copies)]
+    pairs = groups.filter(pc.equal(groups["id_count"], 1)).slice(0, _PER_GROUP).to_pylist()
     if pairs:
-        rows = [pictures.tiles(pairs[first : first + _PER_GROUP]) for first in (0, _PER_GROUP) if pairs[first:]]
+        shown = [image for pair in pairs for image in (pair["because_of"], *_copies_of(copies, pair, 1))]
+        rows = [pictures.tiles(shown[first : first + _PER_GROUP]) for first in range(0, len(shown), _PER_GROUP)]
         section.figure(picture_rows(rows, [""] * len(rows)), "Some pairs: the first of each stayed.")
 
 
-def _contamination(report: Report, recipe: CurateRecipe, fates: Sequence[Fate], pictures: _Pictures) -> None:
+def _copies_of(copies: pa.Table, group: dict[str, Any], most: int) -> list[bytes]:
+    wanted = pa.scalar(group["because_of"], pa.binary(32))
+    found: list[bytes] = copies.filter(pc.equal(copies["because_of"], wanted))["id"].slice(0, most).to_pylist()
+    return found
+
+
+def _contamination(report: Report, recipe: CurateRecipe, fates: pa.Table, pictures: _Pictures) -> None:
     if not recipe.dedup.benchmarks:
         return
     section = report.section("Images of benchmarks")
-    found = [fate for fate in fates if fate.stage == BENCHMARKS]
+    found = fates.filter(pc.equal(fates["stage"], BENCHMARKS))
     section.text(
         f"{len(found):,} images of the pool were left out because their component touches an image of "
-        f"{', '.join(recipe.dedup.benchmarks)}; {len({fate.because_of for fate in found}):,} images of these sets were "
-        "touched."
+        f"{', '.join(recipe.dedup.benchmarks)}; {pc.count_distinct(found['because_of']).as_py():,} images of these "
+        "sets were touched."
     )
-    if found:
-        tiles = pictures.tiles([fate.id for fate in found[:_PER_SHEET]])
+    if len(found):
+        tiles = pictures.tiles(found["id"].slice(0, _PER_SHEET).to_pylist())
         section.figure(picture_rows([tiles], ["left out"]), "Some of them.")
 
 
-def _clusters(report: Report, root: Store, recipe: CurateRecipe, fates: Sequence[Fate], pictures: _Pictures) -> None:
+def _clusters(report: Report, root: Store, recipe: CurateRecipe, fates: pa.Table, pictures: _Pictures) -> None:
     folder = clusters_folder(root, recipe.name)
     keys = folder.found()
     if not keys:
         return
     table = folder.read(keys["assignment"])
     section = report.section("Clusters and balance")
-    kept = {fate.id for fate in fates if fate.is_kept}
-    ids = [each.hex() for each in table["id"].to_pylist()]
+    kept = fates.filter(fates["is_kept"])["id"].combine_chunks()
     finest = table["level_0"].to_numpy().astype(np.int64)
-    is_kept = np.array([each in kept for each in ids])
+    is_kept = pc.is_in(table["id"], kept).to_numpy()
     clusters = int(finest.max()) + 1
     before, after = finest, finest[is_kept]
     sizes = {name: np.bincount(owners, minlength=clusters) for name, owners in (("before", before), ("after", after))}
@@ -161,15 +165,14 @@ def _clusters(report: Report, root: Store, recipe: CurateRecipe, fates: Sequence
     for cluster in largest.tolist():
         members = np.flatnonzero(finest == cluster)
         shown = rng.choice(members, min(_PER_SHEET, len(members)), replace=False)
-        rows.append(pictures.tiles([ids[member] for member in shown.tolist()]))
+        rows.append(pictures.tiles(table["id"].take(shown).to_pylist()))
         titles.append(f"cluster {cluster}: {sizes['before'][cluster]:,} images, {sizes['after'][cluster]:,} taken")
     section.figure(picture_rows(rows, titles), "Some images of the largest clusters.")
 
 
-def _sources(report: Report, fates: Sequence[Fate]) -> None:
+def _sources(report: Report, fates: pa.Table) -> None:
     section = report.section("Where images come from")
-    pool = Counter(fate.dataset for fate in fates)
-    kept = Counter(fate.dataset for fate in fates if fate.is_kept)
+    pool, kept = (_counts(each["dataset"]) for each in (fates, fates.filter(fates["is_kept"])))
     rows = [
         (
             name,
@@ -180,7 +183,11 @@ def _sources(report: Report, fates: Sequence[Fate]) -> None:
         )
         for name, images in pool.most_common()
     ]
-    section.table(("dataset", "in the pool", "taken", "of the dataset", "of what was taken"), rows)
+    section.table(("dataset", "images", "taken", "of the dataset", "of what was taken"), rows)
+
+
+def _counts(column: pa.ChunkedArray) -> Counter[str]:
+    return Counter({each["values"]: each["counts"] for each in pc.value_counts(column).to_pylist()})
 
 
 def _time(report: Report, curated: Curated) -> None:

@@ -75,3 +75,99 @@ class Darkness:
 
 def _darkness(images: Sequence[Pixels]) -> pa.Table:
     return pa.table({"score": [1 - float(image.mean()) / 255 for image in images]})
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What all plug-ins of tests have."""
+
+    name: str
+    fingerprint: str = "1"
+    short_side_px: int = 16
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Raising(Plugin):
+    """Raises at every image."""
+
+    name: str = "raising"
+
+    def open(self) -> Compute:
+        return _raise
+
+
+def _raise(images: Sequence[Pixels]) -> pa.Table:
+    raise RuntimeError("out of luck")
+
+
+@dataclass(frozen=True, slots=True)
+class Short(Plugin):
+    """Gives one row, whatever it gets."""
+
+    name: str = "short"
+
+    def open(self) -> Compute:
+        return _one_row
+
+
+def _one_row(images: Sequence[Pixels]) -> pa.Table:
+    return pa.table({"score": [0.0]})
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutScore(Plugin):
+    """Calls its column something else."""
+
+    name: str = "without-score"
+
+    def open(self) -> Compute:
+        return _badness
+
+
+def _badness(images: Sequence[Pixels]) -> pa.Table:
+    return pa.table({"badness": [0.0] * len(images)})
+
+
+@dataclass(frozen=True, slots=True)
+class Hue(Plugin):
+    """A score that black has not."""
+
+    name: str = "hue"
+
+    def open(self) -> Compute:
+        return _hue
+
+
+def _hue(images: Sequence[Pixels]) -> pa.Table:
+    sums = [float(image.sum()) for image in images]
+    return pa.table({"score": [0.1 if total else float("nan") for total in sums]})
+
+
+@dataclass(frozen=True, slots=True)
+class Direction(Plugin):
+    """The direction of the mean colour from black, which black has not."""
+
+    name: str = "direction"
+
+    def open(self) -> Compute:
+        return _directions
+
+
+def _directions(images: Sequence[Pixels]) -> pa.Table:
+    means = np.stack([image.reshape(-1, 3).mean(axis=0) for image in images])
+    return pa.table({VECTOR: vector_column(normalised(means).astype(np.float16))})
+
+
+@dataclass(frozen=True, slots=True)
+class Long(Plugin):
+    """Vectors of length 2."""
+
+    name: str = "long"
+
+    def open(self) -> Compute:
+        return _long
+
+
+def _long(images: Sequence[Pixels]) -> pa.Table:
+    return pa.table({VECTOR: vector_column(np.tile(np.array([[0, 2]], np.float16), (len(images), 1)))})

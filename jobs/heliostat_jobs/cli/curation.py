@@ -18,6 +18,7 @@ from heliostat_jobs.extras import require_extra
 
 if TYPE_CHECKING:
     from heliostat.curation.fates import Fate
+    from heliostat.curation.lookup import Nearest
 
 app = typer.Typer(help="Curations: why images are in a dataset, and why others are not.")
 
@@ -48,37 +49,70 @@ def explain(
 def contains(
     curation: CurationArgument,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path of a file, or hash of an image.")],
+    near: Annotated[
+        bool,
+        typer.Option(
+            "--near", help="Look for copies too: saved again, smaller, cut. Needs a file.", show_default=False
+        ),
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say whether an image is in the curated dataset, byte for byte. Exit status 1 if it is not."""
+    """Say whether an image is in the curated dataset, itself or, with --near, as a copy. Exit status 1 if it is not."""
     fate = _fate(curation, image)
     found = fate is not None and fate.is_kept
+    nearest = _nearest(curation, image) if near and not found else None
     if json:
-        print_json({"id": _id_of(image), "contains": found, "fate": None if fate is None else asdict(fate)})
+        answer = {"id": _id_of(image), "contains": found, "fate": None if fate is None else asdict(fate)}
+        copy = {"is_copy": nearest.is_copy, **asdict(nearest)} if nearest else None
+        print_json({**answer, "nearest": copy} if near else answer)
     else:
         typer.echo(_in_words(fate) if fate is not None else f"{_id_of(image)} is not in the pool")
-    if not found:
+        if nearest:
+            typer.echo(_nearest_in_words(nearest))
+    if not found and not (nearest and nearest.is_copy):
         raise typer.Exit(ExitCode.FAILED)
 
 
 def _fate(curation: str, image: str) -> "Fate | None":
     require_extra("train", "pyarrow", "ray", "cv2")
-    from heliostat.curation.curate import fates_folder, load_result
+    from heliostat.curation.curate import fates_folder
     from heliostat.curation.fates import find_fate
+    from heliostat_jobs.curate import load_curation
 
     root_url, name = split_destination(curation)
     root = open_store(root_url)
-    if load_result(root, name) is None:
-        raise UnknownImageError(
-            f"there is no finished curation {name!r} under {root.url}",
-            "Check the name, or finish it with heliostat run RECIPE.yaml",
-        )
+    load_curation(root, name)
     return find_fate(fates_folder(root, name), _id_of(image))
 
 
+def _nearest(curation: str, image: str) -> "Nearest":
+    from heliostat.curation.lookup import find_nearest
+    from heliostat_jobs.curate import load_curation
+
+    root_url, name = split_destination(curation)
+    root = open_store(root_url)
+    if _is_id(image):
+        raise InvalidValueError(f"--near cannot compare the id {image}", "Give the path of a file")
+    return find_nearest(root, *load_curation(root, name), Path(image).expanduser().read_bytes())
+
+
+def _nearest_in_words(nearest: "Nearest") -> str:
+    if nearest.id is None:
+        return f"none of its {nearest.images:,} images was ever embedded: no copy can be found"
+    verdict = "a copy of it is in" if nearest.is_copy else "no copy of it is in"
+    return (
+        f"{verdict}: the nearest of {nearest.compared:,} of {nearest.images:,} images is {nearest.id}, similarity "
+        f"{nearest.similarity:.3f} (the same from {nearest.threshold:g} on)"
+    )
+
+
+def _is_id(image: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", image) is not None
+
+
 def _id_of(image: str) -> str:
-    if re.fullmatch(r"[0-9a-f]{64}", image):
+    if _is_id(image):
         return image
     path = Path(image).expanduser()
     try:

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from heliostat.config.curate import CurateRecipe, QuerySet
 from heliostat.curation.context import Context, digest, part_contents
@@ -20,6 +19,7 @@ from heliostat.curation.results import ResultFolder
 from heliostat.curation.retrieval import Retrieved, by_clusters, by_sample
 from heliostat.curation.sampling import sample_balanced
 from heliostat.curation.vectors import Embedded, VectorPart
+from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.storage import Store
 
 EMBED, CLUSTER, RETRIEVE, SAMPLE = "embedding", "clusters", "retrieval", "sample"
@@ -82,8 +82,7 @@ def _cluster(context: Context, vectors: Embedded, pool: Bools) -> Clustered:
     with context.stage(CLUSTER) as details:
         key = digest("clusters", part_contents(parts), [repr(plan) for plan in plans], context.recipe.seed)
         kept = _KeptCentroids(ResultFolder(context.universe.root.sub(f"curation/clusters/{key}")))
-        actors = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        with ray_points(vectors.folder, parts, actors) as points:
+        with ray_points(vectors.folder, parts, cluster_cpus()) as points:
             levels = cluster_levels(points, plans, context.recipe.seed, kept, partial(context.watch, CLUSTER))
         details |= {"clusters": [len(level.centroids_KD) for level in levels], "key": key}
     return Clustered(np.concatenate([part.rows for part in parts]), levels)

@@ -17,7 +17,7 @@ from heliostat.curation.image_maps import ImageMap, Run, map_images
 from heliostat.curation.neighbours import Found, Search, find_neighbours
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Listing, Universe
-from heliostat.curation.vectors import Embedded, VectorPart, embedded
+from heliostat.curation.vectors import Embedded, VectorPart, embedded, usable_vectors
 
 Watch = Callable[[str, int, int], None]
 """Told the stage, and how many of how many items are done."""
@@ -64,7 +64,9 @@ class Context:
 
     def embed(self, function: ImageMap, wanted: Bools, stage: str) -> Embedded:
         """Vectors of wanted rows, and maybe of others. Rows of the pool whose image cannot be read are left out."""
-        results = map_images(self.universe, function, wanted, self.run, partial(self.watch, f"{stage}: embedding"))
+        results = map_images(
+            self.universe, function, usable_vectors, wanted, self.run, partial(self.watch, f"{stage}: embedding")
+        )
         found = embedded(self.universe, results)
         unreadable = np.flatnonzero(wanted & ~found.has_vector)
         self.fates.drop(stage, "unreadable", unreadable)
@@ -93,8 +95,7 @@ class Context:
     def rows_of(self, datasets: Sequence[str]) -> Bools:
         """Which rows belong to any of some datasets."""
         found = np.zeros(self.universe.rows, np.bool_)
-        for name in datasets:
-            found[self.universe.rows_of(name)] = True
+        found[self.universe.rows_in(datasets)] = True
         return found
 
 

@@ -18,14 +18,14 @@ import pyarrow as pa
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.balancing import Clustered, choose, open_semantic
 from heliostat.curation.context import Context, StageRecord, Watch
-from heliostat.curation.dedup import exact_duplicates
-from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup
+from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup, take_as_is, taken_as_they_are
 from heliostat.curation.fates import Fates, hash_column
 from heliostat.curation.filtering import apply_filter
 from heliostat.curation.image_maps import Run
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe
 from heliostat.data.manifest import Part, load_manifest
+from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.data.selection import write_selection
 from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
@@ -50,7 +50,7 @@ class Curated:
     manifest_sha256: str
     images: int
     pool: int
-    cpus: float
+    cpus: int
     records: tuple[StageRecord, ...]
     reasons: dict[tuple[str, str, bool], int]
 
@@ -95,20 +95,13 @@ def load_result(root: Store, name: str) -> Curated | None:
         return None
 
 
-def datasets_of(recipe: CurateRecipe) -> list[str]:
-    """Every dataset that a recipe names, each once."""
-    existing = [recipe.dedup.existing] if recipe.dedup.existing is not None else []
-    queries = [each.dataset for each in recipe.retrieve]
-    return list(dict.fromkeys([*recipe.as_is, *existing, *recipe.pool, *recipe.dedup.benchmarks, *queries]))
-
-
 def pin(root: Store, recipe: CurateRecipe) -> dict[str, str]:
     """Hashes of the newest manifests of all datasets of a recipe.
 
     Raises:
         DatasetNotFoundError: one is not there.
     """
-    return {name: load_manifest(root, name).sha256 for name in datasets_of(recipe)}
+    return {name: load_manifest(root, name).sha256 for name in recipe.datasets}
 
 
 def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run: Run, watch: Watch) -> Curated:
@@ -129,10 +122,11 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
         StorageError: the store does not cooperate. What is done stays done.
     """
     dedup, semantic = plan_dedup(root, recipe.dedup), open_semantic(root, recipe)
-    parts = [Part(name=name, manifest_sha256=manifests[name]) for name in datasets_of(recipe)]
+    parts = [Part(name=name, manifest_sha256=manifests[name]) for name in recipe.datasets]
     universe = Universe(root, parts)
-    pool = np.unique(np.concatenate([universe.rows_of(name) for name in recipe.pool]))
-    context = Context(universe, universe.listing(), recipe, Fates(universe.rows, pool), run, watch)
+    pool, concerned = (universe.rows_in(names) for names in (recipe.pool, [*taken_as_they_are(recipe), *recipe.pool]))
+    context = Context(universe, universe.listing(), recipe, Fates(universe.rows, concerned), run, watch)
+    take_as_is(context)
     with context.stage(READ) as details:
         context.fates.drop(READ, "its index is damaged or gone", np.flatnonzero(~context.listing.known))
         details["problems"] = list(context.listing.problems.values())
@@ -143,29 +137,20 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
     manifest_sha256, images = _publish(context)
     context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
     _write_clusters(context, clustered)
-    curated = Curated(manifest_sha256, images, len(pool), _cpus(), tuple(context.records), context.fates.counts())
+    curated = Curated(
+        manifest_sha256, images, len(pool), cluster_cpus(), tuple(context.records), context.fates.counts()
+    )
     curation_store(root, recipe.name).put(RESULT_KEY, json.dumps(curated.to_json(), indent=1).encode())
     return curated
 
 
-def _cpus() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 1.0))
-
-
 def _publish(context: Context) -> tuple[str, int]:
-    """The dataset: what was taken of the pool, what was curated earlier, and what is taken as it is."""
+    """The dataset: everything that was kept."""
     recipe, universe = context.recipe, context.universe
-    earlier = [recipe.dedup.existing] if recipe.dedup.existing is not None else []
-    as_is = np.concatenate([universe.rows_of(name) for name in (*recipe.as_is, *earlier)] or [np.empty(0, np.int64)])
-    as_is = np.unique(as_is[context.listing.known[as_is]])
-    as_is = np.setdiff1d(as_is, exact_duplicates(context.listing.ids, as_is).rows)
-    kept = np.setdiff1d(np.flatnonzero(context.fates.kept), as_is)
-    reasons = [*(["as is"] * len(as_is)), *context.fates.reasons_of(kept)]
-    parts, rows = universe.place_of(np.concatenate([as_is, kept]))
+    kept = np.flatnonzero(context.fates.kept)
+    parts, rows = universe.place_of(kept)
     held, numbers = np.unique(parts, return_inverse=True)  # datasets that were only compared with are no part of it
-    table = pa.table({"part": pa.array(numbers, pa.int16()), "row": rows, "reason": reasons})
+    table = pa.table({"part": pa.array(numbers, pa.int16()), "row": rows, "reason": context.fates.reasons_of(kept)})
     sha256 = write_selection(universe.root, recipe.name, [universe.parts[part] for part in held], table)
     return sha256, len(rows)
 

@@ -1,11 +1,12 @@
 """Stages that leave out copies: exact ones, near ones, of benchmarks, and of what an earlier curation has kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
-from heliostat.config.curate import DedupConfig
+from heliostat.config.curate import CurateRecipe, DedupConfig
 from heliostat.curation.context import Context
 from heliostat.curation.dedup import exact_duplicates, near_duplicates, touching
 from heliostat.curation.embeddings import open_embedding
@@ -16,7 +17,9 @@ from heliostat.curation.similarity import units_of
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
 
+AS_IS = "as is"
 EXACT, NEAR, BENCHMARKS, EXISTING = "exact duplicates", "near-duplicates", "benchmarks", "existing"
+_EXACT_REASON = "exact duplicate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +45,29 @@ def plan_dedup(root: Store, config: DedupConfig) -> DedupPlan:
     return DedupPlan(function, threshold, _threshold(function, config.benchmark_threshold, "benchmark_threshold"))
 
 
+def taken_as_they_are(recipe: CurateRecipe) -> list[str]:
+    """Datasets of which everything is part of the result."""
+    return [*recipe.as_is, *([recipe.dedup.existing] if recipe.dedup.existing is not None else [])]
+
+
+def take_as_is(context: Context) -> None:
+    """Keep the images that no stage looks at, each once."""
+    rows = _known_once(context, taken_as_they_are(context.recipe))
+    context.fates.drop_duplicates(EXACT, _EXACT_REASON, exact_duplicates(context.listing.ids, rows))
+    context.fates.keep(AS_IS, "taken as it is", rows)
+
+
 def drop_exact(context: Context) -> None:
-    """Leave out images whose bytes are there already: as they are, in an earlier curation, or earlier in the pool."""
+    """Leave out images whose bytes are there already: as they are, in an earlier curation, or earlier in the pool.
+
+    And those that are images of a benchmark themselves, because the pool and the benchmark are parts of one dataset.
+    """
     recipe = context.recipe
     with context.stage(EXACT):
-        first = [context.universe.rows_of(name) for name in recipe.as_is]
-        if recipe.dedup.existing is not None:
-            first.append(context.universe.rows_of(recipe.dedup.existing))
-        pool = [context.universe.rows_of(name) for name in recipe.pool]
-        rows = _once(np.concatenate([*first, *pool]))
-        rows = rows[context.listing.known[rows]]
-        context.fates.drop_duplicates(EXACT, "exact duplicate", exact_duplicates(context.listing.ids, rows))
+        rows = _known_once(context, [*taken_as_they_are(recipe), *recipe.pool])
+        context.fates.drop_duplicates(EXACT, _EXACT_REASON, exact_duplicates(context.listing.ids, rows))
+        themselves = np.flatnonzero(context.fates.alive & context.rows_of(recipe.dedup.benchmarks))
+        context.fates.drop(BENCHMARKS, _REASONS[BENCHMARKS], themselves, themselves)
 
 
 def drop_near(context: Context, plan: DedupPlan, sharpness: Floats) -> None:
@@ -103,7 +118,7 @@ def _threshold(function: ImageMap, given: float | None, name: str) -> float:
     return float(found)
 
 
-def _once(rows: Ints) -> Ints:
-    """Each row once, where it stands first."""
-    _, first = np.unique(rows, return_index=True)
-    return rows[np.sort(first)]
+def _known_once(context: Context, datasets: Sequence[str]) -> Ints:
+    """As ``Universe.rows_in``, without those whose index is damaged."""
+    rows = context.universe.rows_in(datasets)
+    return rows[context.listing.known[rows]]

@@ -1,9 +1,9 @@
 """Which embeddings there are, by the names that recipes give them."""
 
-import importlib
 from typing import cast
 
 from heliostat.config.curate import EmbeddingConfig
+from heliostat.config.plugins import open_plugin
 from heliostat.curation.image_maps import ImageMap
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
@@ -36,27 +36,19 @@ def open_embedding(config: EmbeddingConfig, root: Store) -> ImageMap:
         from heliostat.curation.backbone_embedding import of_run, of_weights
 
         return of_run(root, name, config) if kind == "run" else of_weights(name, config, root)
-    return open_plugin(source)
+    if not name:
+        raise InvalidValueError(
+            f"there is no embedding {source!r}",
+            "Name copy, dct-hash, run:NAME, weights:PATH, or package.module:function",
+        )
+    return open_image_map(source)
 
 
-def open_plugin(source: str) -> ImageMap:
-    """What ``package.module:function`` gives.
+def open_image_map(source: str) -> ImageMap:
+    """The image map of a plug-in.
 
     Raises:
         InvalidValueError: it is not there, or gives something else.
     """
-    module, _, function = source.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InvalidValueError(
-            f"there is no embedding {source!r} ({type(error).__name__}: {error})",
-            "Name copy, dct-hash, run:NAME, weights:PATH, or package.module:function",
-        ) from error
-    missing = [name for name in ("name", "fingerprint", "short_side_px", "gpus", "open") if not hasattr(found, name)]
-    if missing:
-        raise InvalidValueError(
-            f"{source!r} gives {type(found).__name__}, which has no {missing[0]}",
-            "Give an object as heliostat.curation.image_maps.ImageMap describes",
-        )
-    return cast(ImageMap, found)
+    attributes = ("name", "fingerprint", "short_side_px", "gpus", "open")
+    return cast(ImageMap, open_plugin(source, attributes, "heliostat.curation.image_maps.ImageMap"))

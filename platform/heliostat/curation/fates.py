@@ -1,4 +1,4 @@
-"""What becomes of every image of a pool, and why: each is left out by one stage, or taken for one reason.
+"""What becomes of every image, and why: each is left out by one stage, or taken for one reason.
 
 Stored per shard, with the image's id and what it was left out for, so that anybody can ask later
 (``heliostat curation explain``).
@@ -38,25 +38,25 @@ class Fate:
 
 
 class Fates:
-    """Fates of the pool's rows while they are decided.
+    """Fates of rows while they are decided.
 
     Args:
         rows: Of the universe.
-        pool: Rows whose fate is asked for.
+        concerned: Rows whose fate is asked for: those of the pool, and those that are taken as they are.
     """
 
-    def __init__(self, rows: int, pool: Ints) -> None:
+    def __init__(self, rows: int, concerned: Ints) -> None:
         self.reasons: list[tuple[str, str, bool]] = []
         """Stage, reason, and whether it is one to keep an image."""
         self._code = np.full(rows, _UNDECIDED, np.int16)
         self._because_of = np.full(rows, NO_ROW)
-        self._is_pool = np.zeros(rows, np.bool_)
-        self._is_pool[pool] = True
+        self._is_concerned = np.zeros(rows, np.bool_)
+        self._is_concerned[concerned] = True
 
     @property
     def alive(self) -> Bools:
-        """Rows of the pool that nothing has been decided about."""
-        alive: Bools = self._is_pool & (self._code == _UNDECIDED)
+        """Rows that nothing has been decided about."""
+        alive: Bools = self._is_concerned & (self._code == _UNDECIDED)
         return alive
 
     @property
@@ -98,7 +98,7 @@ class Fates:
                 {
                     "id": hash_column(ids[rows]),
                     "row": shard.row + decided,
-                    "kept": [kept for _, _, kept in chosen],
+                    "is_kept": [kept for _, _, kept in chosen],
                     "stage": pa.array([stage for stage, _, _ in chosen]).dictionary_encode(),
                     "reason": pa.array([reason for _, reason, _ in chosen]).dictionary_encode(),
                     "because_of": pc.if_else(pa.array(other != NO_ROW), hash_column(ids[np.maximum(other, 0)]), None),
@@ -119,10 +119,13 @@ class Fates:
             self._because_of[rows[undecided]] = because_of[undecided]
 
 
-def read_fates(folder: ResultFolder) -> Iterator[Fate]:
-    """All fates of a curation, shard by shard."""
-    for key in sorted(folder.found().values()):
-        yield from _fates_of(folder.read(key))
+def read_fates(folder: ResultFolder) -> pa.Table:
+    """All fates of a curation, about a hundred bytes each: the columns of a ``Fate``, ids as 32 bytes.
+
+    Raises:
+        CorruptResultError: some are damaged.
+    """
+    return pa.concat_tables(_read(folder, key) for key in sorted(folder.found().values())).unify_dictionaries()
 
 
 def find_fate(folder: ResultFolder, image_id: str) -> Fate | None:
@@ -130,27 +133,25 @@ def find_fate(folder: ResultFolder, image_id: str) -> Fate | None:
     dropped: Fate | None = None
     wanted = pa.scalar(bytes.fromhex(image_id), pa.binary(32))
     for key in sorted(folder.found().values()):
-        table = folder.read(key)
-        for fate in _fates_of(table.filter(pc.equal(table["id"], wanted))):
+        table = _read(folder, key)
+        for fate in fates_in(table.filter(pc.equal(table["id"], wanted))):
             if fate.is_kept:
                 return fate
             dropped = dropped or fate
     return dropped
 
 
-def _fates_of(table: pa.Table) -> Iterator[Fate]:
-    dataset = table.schema.metadata[b"dataset"].decode()
+def fates_in(table: pa.Table) -> Iterator[Fate]:
+    """Rows of what ``read_fates`` gave, one by one."""
     for row in table.to_pylist():
         other = row["because_of"]
-        yield Fate(
-            row["id"].hex(),
-            dataset,
-            row["row"],
-            row["kept"],
-            row["stage"],
-            row["reason"],
-            None if other is None else other.hex(),
-        )
+        yield Fate(**{**row, "id": row["id"].hex(), "because_of": None if other is None else other.hex()})
+
+
+def _read(folder: ResultFolder, key: str) -> pa.Table:
+    table = folder.read(key)
+    dataset = pa.scalar(table.schema.metadata[b"dataset"].decode())
+    return table.append_column("dataset", pa.repeat(dataset, len(table)).dictionary_encode()).replace_schema_metadata()
 
 
 def hash_column(ids: npt.NDArray[np.void]) -> pa.Array:

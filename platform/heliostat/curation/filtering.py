@@ -1,5 +1,6 @@
 """The stage ``filter``: what cannot be used, whatever it shows; lists of what may or must not be used; plug-ins."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 
 from heliostat.curation.context import Context
 from heliostat.curation.dedup import Bools
-from heliostat.curation.embeddings import open_plugin
+from heliostat.curation.embeddings import open_image_map
 from heliostat.curation.image_maps import SOURCE, MapResults, map_images
 from heliostat.curation.kmeans import Floats
 from heliostat.curation.quality import DEVIATION, ENTROPY, REASONS, SHARPNESS, Measures, Quality, refused
@@ -23,7 +24,7 @@ def apply_filter(context: Context) -> Floats:
     with context.stage(STAGE) as details:
         wanted = context.fates.alive
         results = map_images(
-            context.universe, Quality(), wanted, context.run, lambda done, total: context.watch(STAGE, done, total)
+            context.universe, Quality(), all_usable, wanted, context.run, partial(context.watch, STAGE)
         )
         columns = {name: _column(context, results, wanted, name) for name in (SHARPNESS, ENTROPY, DEVIATION)}
         rows = np.flatnonzero(wanted & ~np.isnan(columns[SHARPNESS]))
@@ -47,17 +48,37 @@ def apply_filter(context: Context) -> Floats:
 
 
 def _apply_plugin(context: Context, source: str, max_score: float) -> None:
-    function = open_plugin(source)
+    function = open_image_map(source)
     wanted = context.fates.alive
     results = map_images(
         context.universe,
         function,
+        usable_scores,
         wanted,
         context.run,
-        lambda done, total: context.watch(f"{STAGE}: {function.name}", done, total),
+        partial(context.watch, f"{STAGE}: {function.name}"),
     )
     scores = _column(context, results, wanted, SCORE)
+    context.fates.drop(STAGE, f"{function.name} gave no score", np.flatnonzero(wanted & np.isnan(scores)))
     context.fates.drop(STAGE, f"{function.name} above {max_score:g}", np.flatnonzero(wanted & (scores > max_score)))
+
+
+def all_usable(table: pa.Table) -> Bools:
+    """Whatever was measured."""
+    return np.ones(len(table), np.bool_)
+
+
+def usable_scores(table: pa.Table) -> Bools:
+    """Which rows have a score.
+
+    Raises:
+        ValueError: there is no such column of numbers.
+    """
+    kind = table.schema.field(SCORE).type if SCORE in table.column_names else pa.null()
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"it gave no column {SCORE!r} of numbers")
+    usable: Bools = ~np.isnan(table[SCORE].cast(pa.float64()).to_numpy())
+    return usable
 
 
 def _column(context: Context, results: MapResults, wanted: Bools, name: str) -> Floats:

@@ -21,12 +21,14 @@ from heliostat.data.decode import SHRINKS, RgbImage, decode_rgb, read_header
 from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
 from heliostat.data.ray_tasks import ActorPool, Task
 from heliostat.data.shards import read_row_group
-from heliostat.errors import CorruptShardError, RejectedImageError
+from heliostat.errors import CorruptShardError, HeliostatError, PluginFailedError, RejectedImageError
 from heliostat.storage import Store
 
 PROBLEM, SOURCE = "problem", "source"
 _FINGERPRINT_CHARS = 16
 
+Usable = Callable[[pa.Table], npt.NDArray[np.bool_]]
+"""Which rows of a result can be used; raises ValueError if the table is not what it should be. Small and picklable."""
 Compute = Callable[[Sequence[RgbImage]], pa.Table]
 """One row per image."""
 Run = Callable[[Iterator[tuple[int, bytes]], Task | ActorPool], Iterator[tuple[int, bytes]]]
@@ -80,9 +82,15 @@ class MapResults:
         return self.folder.read(key, columns)
 
 
+def results_folder(root: Store, function: ImageMap) -> ResultFolder:
+    """Where the results of a function are, by the names of shards."""
+    return ResultFolder(root.sub(f"image_maps/{function.name}-{function.fingerprint[:_FINGERPRINT_CHARS]}"))
+
+
 def map_images(
     universe: Universe,
     function: ImageMap,
+    usable: Usable,
     wanted: npt.NDArray[np.bool_],
     run: Run,
     report: Report = lambda done, total: None,
@@ -92,15 +100,16 @@ def map_images(
     Args:
         universe: Whose images.
         function: What.
+        usable: Looks at each result before it is kept. An image whose result cannot be used counts as unreadable.
         wanted: (rows,) of the universe.
         run: Where the work is done.
         report: Told of the progress, in images.
 
     Raises:
+        PluginFailedError: the function raised something, or gave something else than it should.
         StorageError: the store does not cooperate. What is done stays done.
     """
-    place = universe.root.sub(f"image_maps/{function.name}-{function.fingerprint[:_FINGERPRINT_CHARS]}")
-    folder = ResultFolder(place)
+    folder = results_folder(universe.root, function)
     found = folder.found()
     asked = {
         number: shard
@@ -112,7 +121,7 @@ def map_images(
     done = total - sum(shard.rows for shard in left.values())
     report(done, total)
     payloads = ((number, _payload(universe, shard)) for number, shard in left.items())
-    for number, key in run(payloads, ActorPool(_MapShards(universe.root, folder, function), function.gpus)):
+    for number, key in run(payloads, ActorPool(_MapShards(universe.root, folder, function, usable), function.gpus)):
         found[left[number].name] = key.decode()
         done += left[number].rows
         report(done, total)
@@ -131,9 +140,10 @@ class _MapShards:
     root: Store
     folder: ResultFolder
     function: ImageMap
+    usable: Usable
 
     def __call__(self) -> Task:
-        compute = self.function.open()
+        compute = self._opened()
 
         def task(payload: bytes) -> bytes:
             name, sha256, shard, shard_name = json.loads(payload)
@@ -158,8 +168,35 @@ class _MapShards:
             return pa.table(known)
         good = np.array([problem is None for problem in problems])
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
-        computed = compute(pixels).take(places)
-        return pa.table({**known, **{name: computed[name] for name in computed.column_names}})
+        computed, usable = self._computed(compute, pixels)
+        for place in np.flatnonzero(good)[~usable].tolist():
+            problems[place] = f"{self.function.name} gave nothing usable for it"
+        known[PROBLEM] = pa.array(problems, pa.string())
+        return pa.table({**known, **{name: computed[name].take(places) for name in computed.column_names}})
+
+    def _opened(self) -> Compute:
+        try:
+            return self.function.open()
+        except HeliostatError:
+            raise
+        except Exception as error:  # anything may come out of code that is not ours
+            raise self._failed(f"{type(error).__name__}: {error}") from error
+
+    def _computed(self, compute: Compute, pixels: Sequence[RgbImage]) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
+        try:
+            computed = compute(pixels)
+            if len(computed) != len(pixels):
+                raise ValueError(f"it gave {len(computed)} rows for {len(pixels)} images")
+            return computed, self.usable(computed)
+        except HeliostatError:
+            raise
+        except Exception as error:
+            raise self._failed(f"{type(error).__name__}: {error}") from error
+
+    def _failed(self, fact: str) -> PluginFailedError:
+        return PluginFailedError(
+            f"{self.function.name} failed: {fact}", "Repair it; the same command goes on from here"
+        )
 
     def _decoded(self, images: Sequence[bytes]) -> tuple[list[RgbImage], list[str | None]]:
         pixels: list[RgbImage] = []

@@ -23,6 +23,7 @@ from heliostat.curation.kmeans import Ints, sample_rows
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
 from heliostat.curation.vectors import VectorPart, take_rows
+from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.storage import Store
 
 _PROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -164,7 +165,7 @@ def _fitting(shards: int, plan: IndexPlan, shard_rows: int) -> int:
 
     shard_bytes = plan.row_bytes * shard_rows
     holds = sum(int(node["Resources"].get("memory", 0.0) // shard_bytes) for node in ray.nodes() if node["Alive"])
-    return max(1, min(shards, holds, int(ray.cluster_resources().get("CPU", 1))))
+    return max(1, min(shards, holds, cluster_cpus()))
 
 
 class _ShardActor:
@@ -190,11 +191,12 @@ def _actors(search: Search, plan: IndexPlan, shards: Sequence[Sequence[VectorPar
 
     # Without CPUs of their own: they work while those who ask them wait, and on a single CPU both have to fit.
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+    held = [ray.put(list(parts)) for parts in shards]  # an actor that is started again needs its arguments again
     started = [
         remote(_ShardActor)
         .options(memory=plan.row_bytes * sum(map(len, (part.places for part in parts))))
-        .remote(search.vectors, plan, search.index if plan.lists else None, list(parts))
-        for parts in shards
+        .remote(search.vectors, plan, search.index if plan.lists else None, argument)
+        for parts, argument in zip(shards, held, strict=True)
     ]
     try:
         yield started

@@ -80,7 +80,8 @@ def ray_points(folder: ResultFolder, parts: Sequence[VectorPart], actors: int) -
     import ray
 
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
-    started = [remote(_PointsActor).remote(folder, part) for part in divide(parts, actors)]
+    held = [ray.put(some) for some in divide(parts, actors)]  # an actor that is started again needs its arguments again
+    started = [remote(_PointsActor).remote(folder, argument) for argument in held]
     try:
         yield RayPoints(folder, tuple(parts), tuple(started))
     finally:

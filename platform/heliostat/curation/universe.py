@@ -96,6 +96,11 @@ class Universe:
         numbers = [self._numbers(held[part], rows[parts == part]) for parts, rows in found for part in np.unique(parts)]
         return np.sort(np.concatenate(numbers))
 
+    def rows_in(self, datasets: Sequence[str]) -> Ints:
+        """Numbers of the rows of several datasets, one after the other, each row where it stands first."""
+        rows = np.concatenate([np.empty(0, np.int64), *(self.rows_of(name) for name in datasets)])
+        return rows[np.sort(np.unique(rows, return_index=True)[1])]
+
     def place_of(self, rows: Ints) -> tuple[Ints, Ints]:
         """Part of each row, and its number in that part's manifest."""
         shards = np.searchsorted(self._firsts, rows, side="right") - 1

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from heliostat.curation.dedup import Bools
@@ -13,6 +14,8 @@ from heliostat.curation.results import ResultFolder, vectors_of
 from heliostat.curation.universe import Universe
 
 VECTOR = "vector"
+_LENGTH_OFF = 0.01
+"""By which the length of a vector may differ from 1: float16 makes it differ by less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,22 @@ class VectorPart:
         """
         column = folder.read(self.key, [VECTOR])[VECTOR]
         return vectors_of(column.take(self.places))
+
+
+def usable_vectors(table: pa.Table) -> Bools:
+    """Which rows have a direction, (N,): a vector of zeros or of what is no number has none.
+
+    Raises:
+        ValueError: there is no column of float16 lists of equal length, or its vectors are no unit vectors.
+    """
+    kind = table.schema.field(VECTOR).type if VECTOR in table.column_names else pa.null()
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16():
+        raise ValueError(f"it gave no column {VECTOR!r} of lists of equally many float16")
+    lengths = np.linalg.norm(vectors_of(table[VECTOR]).astype(np.float32), axis=1)
+    usable: Bools = np.isfinite(lengths) & (lengths > 0)
+    if len(wrong := lengths[usable & (np.abs(lengths - 1) > _LENGTH_OFF)]):
+        raise ValueError(f"it gave a vector of length {wrong[0]:.3g}; 1 is wanted")
+    return usable
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Whole curations on a real Ray: what is planted is found, and what was computed is not computed again."""
+"""Whole curations: what is planted is found, and what was computed is not computed again.
+
+Indexes and points are in actors of a real Ray; tasks run here (in ``test_killed.py`` they run on Ray as well).
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,17 +13,19 @@ import pytest
 from support.curation_pictures import encoded, recompressed, scene
 from support.small_datasets import store_dataset, store_selection
 from support.small_ray import small_ray
+from support.work_here import run_here
 
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.curate import Curated, curate, fates_folder, load_result, pin
-from heliostat.curation.fates import Fate, find_fate, read_fates
+from heliostat.curation.fates import Fate, fates_in, find_fate, read_fates
+from heliostat.curation.lookup import find_nearest
 from heliostat.data.manifest import dataset_store, load_manifest
-from heliostat.data.ray_tasks import run_tasks
 from heliostat.data.reading import RowReader
+from heliostat.errors import PluginFailedError, RejectedImageError
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
+pytestmark = pytest.mark.ray
 
 FILTER: dict[str, Any] = {"min_side_px": 1, "max_ratio": 20}
 """Sizes of the datasets here are made up: an image that stands later is larger."""
@@ -46,8 +51,8 @@ def run(root: Store, **recipe: Any) -> tuple[Curated, dict[str, Fate]]:
     chosen = CurateRecipe.model_validate(
         {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, **recipe}
     )
-    found = curate(root, chosen, pin(root, chosen), run_tasks, lambda stage, done, total: None)
-    return found, {fate.id: fate for fate in read_fates(fates_folder(root, chosen.name))}
+    found = curate(root, chosen, pin(root, chosen), run_here, lambda stage, done, total: None)
+    return found, {fate.id: fate for fate in fates_in(read_fates(fates_folder(root, chosen.name)))}
 
 
 def images_of(root: Store, name: str) -> set[str]:
@@ -155,7 +160,7 @@ def test_curate__again_computes_nothing_and_gives_the_same(tmp_path: Path) -> No
 
     def nothing(payloads: Any, task: Any) -> Iterator[tuple[int, bytes]]:
         assert list(payloads) == [] or type(task).__name__ == "_Thin"
-        return run_tasks(payloads, task)
+        return run_here(payloads, task)
 
     recipe = CurateRecipe.model_validate(
         {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, "pool": ["crawl"]}
@@ -182,3 +187,82 @@ def test_curate__leaves_out_what_plugins_and_lists_say(tmp_path: Path) -> None:
     assert reasons[:3] == ["darkness above 0.8"] * 3
     assert reasons[3:5] == ["on the deny list"] * 2
     assert fates[name_of(light[2])].is_kept
+
+
+def test_curate__takes_sets_as_they_are_and_says_so(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    good = [encoded(scene(number)) for number in range(3)]
+    store_dataset(root, [*good, encoded(scene(7))], "good")
+    store_dataset(root, [good[0], encoded(scene(7)), encoded(scene(8))], "better")
+    store_dataset(root, [good[1], recompressed(2), encoded(scene(9))], "crawl")
+    found, fates = run(root, pool=["crawl"], as_is=["good", "better"])
+    expected = {*good, encoded(scene(7)), encoded(scene(8)), recompressed(2), encoded(scene(9))}
+    assert images_of(root, "best") == {name_of(image) for image in expected}
+    assert (found.images, found.pool) == (7, 3)
+    assert found.reasons["as is", "taken as it is", True] == 5
+    assert found.reasons["exact duplicates", "exact duplicate", False] == 3
+    assert (fates[name_of(good[2])].is_kept, fates[name_of(good[2])].dataset) == (True, "good")
+
+
+def test_curate__leaves_out_images_that_a_benchmark_shares_with_the_pool(tmp_path: Path) -> None:
+    """The benchmark is a selection of rows of the pool: they are no duplicates of anything, but must go."""
+    root = LocalStore(tmp_path)
+    crawl = store_dataset(root, [encoded(scene(number)) for number in range(6)] + [recompressed(0)], "crawl")
+    ids = RowReader(root, crawl).read(list(range(7)))["id"].to_pylist()
+    chosen = [ids.index(name_of(encoded(scene(number)))) for number in (0, 1)]
+    store_selection(root, [crawl], [(0, row) for row in chosen], "test")
+    _, fates = run(root, pool=["crawl"], dedup={**DEDUP, "benchmarks": ["test"]})
+    assert images_of(root, "best") == {name_of(encoded(scene(number))) for number in range(2, 6)}
+    assert {fates[ids[row]].stage for row in chosen} == {"benchmarks"}
+    assert fates[name_of(recompressed(0))].because_of == name_of(encoded(scene(0)))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fact"),
+    [
+        ("Raising", "raising failed: RuntimeError: out of luck"),
+        ("Short", "short failed: ValueError: it gave 1 rows for 4 images"),
+        ("WithoutScore", "without-score failed: ValueError: it gave no column 'score' of numbers"),
+    ],
+)
+def test_curate__stops_where_a_plugin_of_the_filter_fails(tmp_path: Path, plugin: str, fact: str) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(number)) for number in range(4)], "crawl")
+    with pytest.raises(PluginFailedError, match=fact):
+        run(root, pool=["crawl"], filter={**FILTER, "plugins": [f"support.curation_pictures:{plugin}"]})
+
+
+def test_curate__what_has_no_score_or_no_direction_is_left_out(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    black, red = (encoded(np.full((32, 32, 3), colour, np.uint8), "PNG") for colour in ((0, 0, 0), (250, 9, 9)))
+    store_dataset(root, [black, red, encoded(scene(0))], "crawl")
+    plain = {"min_entropy_bits": 0, "min_deviation": 0}
+    _, fates = run(root, pool=["crawl"], filter={**FILTER, **plain, "plugins": ["support.curation_pictures:Hue"]})
+    assert fates[name_of(black)].reason == "hue gave no score"
+    dedup = {"embedding": {"source": "support.curation_pictures:Direction"}, "threshold": 0.999, "neighbours": 4}
+    _, fates = run(root, name="other", pool=["crawl"], filter={**FILTER, **plain}, dedup=dedup)
+    assert (fates[name_of(black)].stage, fates[name_of(black)].reason) == ("near-duplicates", "unreadable")
+    assert fates[name_of(red)].is_kept
+
+
+def test_curate__stops_where_an_embedding_gives_no_unit_vectors(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(0))], "crawl")
+    dedup = {"embedding": {"source": "support.curation_pictures:Long"}, "threshold": 0.9}
+    with pytest.raises(PluginFailedError, match=r"long failed: ValueError: it gave a vector of length 2; 1 is wanted"):
+        run(root, pool=["crawl"], dedup=dedup)
+
+
+def test_find_nearest__tells_copies_from_other_images(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(number)) for number in range(20)], "crawl")
+    recipe = CurateRecipe.model_validate(
+        {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, "pool": ["crawl"]}
+    )
+    found = curate(root, recipe, pin(root, recipe), run_here, lambda stage, done, total: None)
+    for number in (0, 13, 19):
+        near = find_nearest(root, recipe, found, recompressed(number))
+        assert (near.id, near.is_copy, near.compared, near.images) == (name_of(encoded(scene(number))), True, 20, 20)
+    assert not find_nearest(root, recipe, found, encoded(scene(77))).is_copy
+    with pytest.raises(RejectedImageError):
+        find_nearest(root, recipe, found, b"text")
