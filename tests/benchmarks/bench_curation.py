@@ -19,26 +19,25 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from support.points import surface
+from support.points import stored, surface
 
-from curation_copies import judged_copies
+from curation_copies import image_rates, judged_copies
 from frame import BenchResult, Spread, run_bench, significant, tell
 from heliostat.config.curate import SearchConfig
 from heliostat.curation.index import SearchShard, plan_index, sample_size, train_index
 from heliostat.curation.kmeans import Ints, Vectors, kmeans, sample_rows
 from heliostat.curation.neighbours import NeighbourTable, Search, find_neighbours
 from heliostat.curation.ray_points import ray_points
-from heliostat.curation.results import ResultFolder, vector_column
-from heliostat.curation.vectors import VECTOR, VectorPart
+from heliostat.curation.results import ResultFolder
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.storage.local import LocalStore
 from heliostat_cluster.local import local_ray
+from paper_plan import Rates, in_words, paper_plan
 
 _WIDTH, _K = 384, 64
 _ROWS, _QUICK_ROWS = 100_000, 20_000
@@ -82,17 +81,6 @@ def recall(found: Ints, truth: Ints) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
-def stored(root: LocalStore, vectors: Vectors) -> tuple[ResultFolder, tuple[VectorPart, ...]]:
-    """Vectors as an embedding leaves them."""
-    folder = ResultFolder(root.sub("vectors"))
-    parts = []
-    for shard, first in enumerate(range(0, len(vectors), _PART_ROWS)):
-        some = vectors[first : first + _PART_ROWS]
-        key = folder.write(f"{shard:06d}", pa.table({VECTOR: vector_column(some)}))
-        parts.append(VectorPart(shard, key, first, np.arange(len(some))))
-    return folder, tuple(parts)
-
-
 def neighbours_beside_others(rows: int) -> tuple[dict[str, float | None], dict[str, Any]]:
     """All-pairs neighbours by us, by faiss in one process, and by scikit-learn; k-means by us and by faiss."""
     import faiss
@@ -102,7 +90,7 @@ def neighbours_beside_others(rows: int) -> tuple[dict[str, float | None], dict[s
     asked = sample_rows(rows, _ASKED, (1,))
     truth = true_neighbours(vectors, asked, _K)
     with tempfile.TemporaryDirectory() as scratch, local_ray(os.cpu_count() or 1):
-        folder, parts = stored(LocalStore(Path(scratch)), vectors)
+        folder, parts = stored(LocalStore(Path(scratch)), vectors, _PART_ROWS)
         root = LocalStore(Path(scratch))
         search = Search(folder, root.sub("index"), ResultFolder(root.sub("found")), parts, parts, _WIDTH, _K, 0)
         config = SearchConfig.model_validate({"flat_rows": 0, "recall": 0.98, "code": "sq8"})
@@ -211,14 +199,28 @@ def measure(quick: bool) -> BenchResult:
     floor_s = flops / _product_rate()
     measured = {"ours": Spread((details["ours_s"],)).summary("s")}
     details = {"measured": measured, "copies": of_copies, "neighbours": details, "costs": costs}
+    if not quick and (rates := image_rates()) is not None:
+        planned = paper_plan(
+            Rates(*rates, costs[-1]["cpu_s"], int(costs[-1]["vectors"]), exponent(costs), _gflops_of_core())
+        )
+        details |= {"paper plan": [asdict(stage) for stage in planned], "notes": in_words(planned)}
     return BenchResult("curation", ratios, floor_s / measured["ours"]["median"], details)
 
 
 def _product_rate() -> float:
     """Floating-point operations per second of a large fp32 product."""
+    return 2 * 2048**3 / min(each.wall_s for each in _products())
+
+
+def _gflops_of_core() -> float:
+    """The same per second of a core."""
+    return 2e-9 * 2048**3 / min(each.cpu_s for each in _products())
+
+
+def _products() -> list[Timed]:
     a = np.ones((2048, 2048), np.float32)
     a @ a
-    return 2 * 2048**3 / min(timed(lambda: a @ a).wall_s for _ in range(5))
+    return [timed(lambda: a @ a) for _ in range(5)]
 
 
 if __name__ == "__main__":

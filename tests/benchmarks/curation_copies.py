@@ -1,6 +1,7 @@
 """How well copies are found among real photographs: calibrated on one half of them, judged on the other."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import numpy as np
 from frame import significant, tell
 from heliostat.curation.calibration import Embed, calibrate, judge, plant
 from heliostat.curation.copies import COPIES, HARD_COPIES
-from heliostat.curation.copy_net import embed, shipped_net
+from heliostat.curation.copy_net import CopyEmbedding, embed, shipped_net
 from heliostat.curation.dct_hash import dct_hashes
+from heliostat.curation.image_maps import decode_small
 from heliostat.curation.kmeans import Floats
+from heliostat.curation.quality import Quality
 from heliostat.data.decode import RgbImage, decode_rgb
 
 _QUICK_IMAGES = 200
 _VIEWS = 4
+_RATE_IMAGES = 256
 
 
 def photographs(folder: str, most: int | None = None) -> list[RgbImage]:
@@ -48,6 +52,23 @@ def judged_copies(quick: bool) -> tuple[dict[str, float | None], dict[str, Any]]
     details["ukbench recall@4"] = {name: significant(_views_found(function)) for name, function in functions.items()}
     ours = details["copy"]
     return {"dedup_precision": ours["precision"], "dedup_recall": ours["recall"]}, details
+
+
+def image_rates() -> tuple[float, float] | None:
+    """Images per second of a core: measured by the filter, embedded by the copy-detection net; both decode."""
+    if "HELIOSTAT_TEST_DATA" not in os.environ:
+        return None
+    paths = sorted(Path(os.environ["HELIOSTAT_TEST_DATA"], "clothing_cc0").rglob("*.jpg"))[:_RATE_IMAGES]
+    files = [path.read_bytes() for path in paths]
+    net = CopyEmbedding(0.0)
+    found = []
+    for function in (Quality(), net):
+        compute = function.open()
+        compute([decode_small(files[0], function.short_side_px)])
+        started = time.process_time()
+        compute([decode_small(data, function.short_side_px) for data in files])
+        found.append(len(files) / (time.process_time() - started))
+    return found[0], found[1]
 
 
 def _views_found(function: Embed) -> float:

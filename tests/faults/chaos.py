@@ -15,7 +15,15 @@ from pathlib import Path
 from faults import frame
 from faults.frame import Outcome
 from faults.rig import Rig, rig
-from faults.rows import bad_wire, dead_feeder, expired_credentials, hostile_images, random_faults, storage_outage
+from faults.rows import (
+    bad_wire,
+    dead_feeder,
+    expired_credentials,
+    hostile_images,
+    killed_curation,
+    random_faults,
+    storage_outage,
+)
 from faults.spot_rig import SpotRig, spot_rig
 from faults.spot_rows import mixed, nodes, notices, processes, random_plan, steps
 
@@ -28,6 +36,7 @@ ROWS: dict[str, Row] = {
     "bad_wire": bad_wire.inject,
     "dead_feeder": dead_feeder.inject,
     "expired_credentials": expired_credentials.inject,
+    "killed_curation": killed_curation.inject,
     "random": random_faults.inject,
 }
 

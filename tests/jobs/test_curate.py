@@ -1,5 +1,6 @@
 """A curation by its command: run, asked, and asked for again."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -60,3 +61,21 @@ def test_curate__is_run_once_reported_and_explained(tmp_path: Path, capsys: pyte
     assert "near-duplicate" in capsys.readouterr().out
     assert heliostat("curation", "explain", f"{root.url}/best", "ab" * 32) == 2
     assert UnknownImageError.code in capsys.readouterr().err
+    best = f"{root.url}/best"
+    originals = [encoded(scene(number)) for number in range(10)]
+    kept = [
+        number
+        for number, data in enumerate(originals)
+        if heliostat("curation", "contains", best, hashlib.sha256(data).hexdigest()) == 0
+    ]
+    assert len(kept) == 6
+    image.write_bytes(encoded(scene(kept[0]), quality=60))
+    capsys.readouterr()
+    assert heliostat("curation", "contains", best, str(image), "--near", "--json") == 0
+    nearest = json.loads(capsys.readouterr().out)["nearest"]
+    assert nearest["id"] == hashlib.sha256(originals[kept[0]]).hexdigest()
+    assert (nearest["is_copy"], nearest["compared"]) == (True, 6)
+    image.write_bytes(encoded(scene(50)))
+    assert heliostat("curation", "contains", best, str(image), "--near") == 1
+    assert "no copy of it is in" in capsys.readouterr().out
+    assert heliostat("curation", "contains", best, "ab" * 32, "--near") == 2

@@ -1,8 +1,12 @@
 """Unit vectors as embeddings are: in clumps, and on a surface of few dimensions."""
 
 import numpy as np
+import pyarrow as pa
 
 from heliostat.curation.kmeans import Vectors, normalised
+from heliostat.curation.results import ResultFolder, vector_column
+from heliostat.curation.vectors import VECTOR, VectorPart
+from heliostat.storage import Store
 
 
 def blobs(rows: int, width: int, centres: int, seed: int = 0, noise: float = 0.05) -> Vectors:
@@ -31,3 +35,14 @@ def surface(rows: int, width: int, seed: int = 0, dimensions: int = 10, clumps: 
         points = np.tanh(1.5 * latent @ first) @ second + 0.02 * rng.normal(size=(some, width))
         found[start : start + some] = normalised(points)
     return found
+
+
+def stored(root: Store, vectors: Vectors, part_rows: int) -> tuple[ResultFolder, tuple[VectorPart, ...]]:
+    """Vectors as an embedding leaves them, so many in each part."""
+    folder = ResultFolder(root.sub("vectors"))
+    parts = []
+    for shard, first in enumerate(range(0, len(vectors), part_rows)):
+        some = vectors[first : first + part_rows]
+        key = folder.write(f"{shard:06d}", pa.table({VECTOR: vector_column(some)}))
+        parts.append(VectorPart(shard, key, first, np.arange(len(some))))
+    return folder, tuple(parts)

@@ -49,6 +49,14 @@ def descends_from(pid: int, ancestor: int) -> bool:
     return False
 
 
+def kill_own(title: str) -> list[int]:
+    """SIGKILL to the first process whose title begins so and that this process, or a child of it, has started."""
+    mine = [pid for pid, _ in titled((title,)) if descends_from(pid, os.getpid())][:1]
+    for pid in mine:
+        os.kill(pid, signal.SIGKILL)
+    return mine
+
+
 def end_session(leader: int) -> None:
     """SIGKILL to all processes of a session that a test has started."""
     for pid, _ in session_of(leader):

@@ -62,7 +62,16 @@ class SearchConfig(Section):
     )
     flat_rows: int = Field(20_000, ge=0, description="up to so many vectors are all compared with each other")
     recall: Share = Field(0.98, description="share of true neighbours that has to be found, measured on samples")
+    gpus: float = Field(0.0, ge=0, description="GPUs of each process that searches, which needs faiss-gpu; 0 is none")
     shard_gib: float = Field(8.0, gt=0, description="host memory of a process that searches, at most")
+
+    @model_validator(mode="after")
+    def _codes_of_gpus(self) -> Self:
+        if self.gpus and self.code == "rabitq":
+            raise InvalidValueError(
+                "search.code rabitq is not searched by GPUs", "Set search.code=sq8, or search.gpus=0"
+            )
+        return self
 
 
 class DedupConfig(Section):

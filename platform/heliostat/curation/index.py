@@ -7,6 +7,8 @@ search and as float16 beside that, from which the similarities of what was found
 Legend of array suffixes: N vectors, Q queries, D width, C candidates, L lists.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,10 +17,13 @@ import numpy as np
 
 from heliostat.curation.kmeans import Floats, InMemory, Ints, Stream, Vectors, kmeans, split_start
 from heliostat.curation.similarity import NO_ROW, Similarities, best_of, exact_similarities
+from heliostat.errors import InvalidValueError
 
 Code = Literal["flat", "sq8", "rabitq", "pq"]
 
 _ROWS_PER_LIST = 256
+_MOST_LISTS = 2**18
+"""What the lists are trained on is in the memory of one process: 8 GiB at a width of 384."""
 _SAMPLE_PER_LIST = 40
 _LIST_ROUNDS = 8
 _SPLIT_FROM_LISTS = 64
@@ -61,7 +66,8 @@ class IndexPlan:
 
 def plan_index(rows: int, width: int, code: Code, flat_rows: int) -> IndexPlan:
     """The index for so many vectors; up to ``flat_rows`` of them, every one is compared."""
-    return IndexPlan(0 if rows <= flat_rows else max(1, rows // _ROWS_PER_LIST), code, width)
+    lists = 0 if rows <= flat_rows else min(max(1, rows // _ROWS_PER_LIST), _MOST_LISTS)
+    return IndexPlan(lists, code, width)
 
 
 def sample_size(plan: IndexPlan) -> int:
@@ -78,11 +84,10 @@ def train_index(sample_ND: Vectors, plan: IndexPlan, stream: Stream) -> bytes:
         stream: Everything random follows from it.
     """
     faiss = _faiss()
-    threads = faiss.omp_get_max_threads()
     quantiser = faiss.IndexHNSWFlat(plan.width, _GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
-    faiss.omp_set_num_threads(1)  # several would link the graph in the order in which they happen to come
-    quantiser.add(_list_centroids(sample_ND, plan.lists, stream))
-    faiss.omp_set_num_threads(threads)
+    centroids_KD = _list_centroids(sample_ND, plan.lists, stream)
+    with all_threads(1):  # several would link the graph in the order in which they happen to come
+        quantiser.add(centroids_KD)
     index = _empty(plan, quantiser)
     index.train(sample_ND.astype(np.float32))
     return bytes(faiss.serialize_index(index).tobytes())
@@ -97,6 +102,18 @@ def _list_centroids(sample_ND: Vectors, lists: int, stream: Stream) -> Floats:
 
 def _centroids(sample_ND: Vectors, clusters: int, stream: Stream, rounds: int) -> Floats:
     return kmeans(InMemory(sample_ND), clusters, stream, rounds=rounds).centroids_KD
+
+
+@contextmanager
+def all_threads(count: int) -> Iterator[None]:
+    """Faiss may use so many threads, called by this one; outside as many as before."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _empty(plan: IndexPlan, quantiser: Any) -> Any:
@@ -124,19 +141,25 @@ def _pq_bytes(width: int) -> int:
 
 
 class SearchShard:
-    """Some of the vectors, ready to be searched.
+    """Some of the vectors, ready to be searched, by several threads at once if it is not on a GPU.
 
     Args:
         plan: Of the whole index.
         trained: What ``train_index`` gave; without lists none.
         vectors_ND: The vectors.
         rows_N: Their numbers, which results are told in; ascending.
+        on_gpu: Whether the lists are to be on this process's GPU.
+
+    Raises:
+        InvalidValueError: faiss cannot use a GPU here.
     """
 
-    def __init__(self, plan: IndexPlan, trained: bytes | None, vectors_ND: Vectors, rows_N: Ints) -> None:
+    def __init__(
+        self, plan: IndexPlan, trained: bytes | None, vectors_ND: Vectors, rows_N: Ints, *, on_gpu: bool = False
+    ) -> None:
         self._plan = plan
         self._vectors_ND, self._rows_N = vectors_ND, rows_N
-        self._index = _filled(trained, vectors_ND) if trained is not None else None
+        self._index = _filled(trained, vectors_ND, on_gpu) if trained is not None else None
         self._floats_ND = vectors_ND.astype(np.float32) if trained is None else np.empty((0, plan.width), np.float32)
 
     def search(self, queries_QD: Vectors, count: int, probes: int) -> tuple[Ints, Similarities]:
@@ -197,18 +220,22 @@ class SearchShard:
         return np.asarray(found, np.int64)
 
 
-def _filled(trained: bytes, vectors_ND: Vectors) -> Any:
+def _filled(trained: bytes, vectors_ND: Vectors, on_gpu: bool) -> Any:
     faiss = _faiss()
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
-    has_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
     for first in range(0, len(vectors_ND), _EXACT_BASE_ROWS):
         index.add(vectors_ND[first : first + _EXACT_BASE_ROWS].astype(np.float32))
-    if has_gpu and not isinstance(index, faiss.IndexIVFRaBitQ):  # which GPUs do not search
-        options = faiss.GpuClonerOptions()
-        options.useFloat16 = True
-        options.allowCpuCoarseQuantizer = True
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
-    return index
+    if not on_gpu:
+        return index
+    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        raise InvalidValueError(
+            "search.gpus is above 0, and faiss finds no GPU in a process that searches",
+            "Install faiss-gpu on all nodes, or set search.gpus=0",
+        )
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = True
+    options.allowCpuCoarseQuantizer = True
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
 
 
 def _nearest(queries_QD: Vectors, floats_ND: Floats, wanted: int) -> Ints:

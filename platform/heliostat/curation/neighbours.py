@@ -1,9 +1,9 @@
 """The nearest neighbours of many vectors among many, on a cluster: block by block, each kept when it is done.
 
-The searched vectors lie in shards in the memory of Ray actors, none of them larger than it may be; where the cluster
-cannot hold all shards at once, they are searched in several passes. A block of queries asks every shard and keeps the
-best of all. Results do not depend on the number of shards, blocks or workers: all shards share one trained index, and
-similarities are exact.
+The searched vectors lie in shards in the memory of Ray actors, none of them larger than it may be, one on each node at
+least; where the cluster cannot hold all shards at once, they are searched in several passes. A block of queries asks
+every shard and keeps the best of all. Results do not depend on the number of shards, blocks or workers: all shards
+share one trained index, and similarities are exact.
 """
 
 import json
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from heliostat.config.curate import SearchConfig
 from heliostat.curation.image_maps import Report, Run
-from heliostat.curation.index import IndexPlan, SearchShard, plan_index, sample_size, train_index
+from heliostat.curation.index import IndexPlan, SearchShard, all_threads, plan_index, sample_size, train_index
 from heliostat.curation.kmeans import Ints, sample_rows
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
@@ -123,13 +123,13 @@ def find_neighbours(search: Search, config: SearchConfig, run: Run, report: Repo
     if not rows or not search.queries:
         return Found(search.results, (), plan, 0, 1.0)
     _train(search, plan)
-    shards = _interleaved(search.base, plan.shards(rows, int(config.shard_gib * 2**30)))
+    shards = _interleaved(search.base, max(_nodes(), plan.shards(rows, int(config.shard_gib * 2**30))))
     fitting = _fitting(len(shards), plan, max(sum(len(part.places) for part in shard) for shard in shards))
     passes = [shards[first : first + fitting] for first in range(0, len(shards), fitting)]
     probes, recall = 0, 1.0
     found: dict[str, str] = {}
     for number, some in enumerate(passes):
-        with _actors(search, plan, some) as actors:
+        with _actors(search, plan, some, config.gpus) as actors:
             if plan.lists:
                 probes, recall = _probes(search, actors, plan, config.recall)
             asked = _Pass(search, tuple(actors), probes, number, len(passes))
@@ -159,6 +159,13 @@ def _interleaved(parts: Sequence[VectorPart], count: int) -> list[list[VectorPar
     return [sorted(shard, key=lambda part: part.shard) for shard in dealt]
 
 
+def _nodes() -> int:
+    """Nodes that can compute."""
+    import ray
+
+    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) > 0)
+
+
 def _fitting(shards: int, plan: IndexPlan, shard_rows: int) -> int:
     """Shards that the cluster's memory holds at once, one at least."""
     import ray
@@ -169,12 +176,22 @@ def _fitting(shards: int, plan: IndexPlan, shard_rows: int) -> int:
 
 
 class _ShardActor:
-    """A shard of the index."""
+    """A shard of the index, asked by several threads at once; each of them computes alone."""
 
-    def __init__(self, vectors: ResultFolder, plan: IndexPlan, index: Store | None, parts: Sequence[VectorPart]):
+    def __init__(
+        self,
+        vectors: ResultFolder,
+        plan: IndexPlan,
+        index: Store | None,
+        parts: Sequence[VectorPart],
+        threads: int,
+        on_gpu: bool,
+    ) -> None:
         loaded = np.concatenate([part.load(vectors) for part in parts])
         trained = None if index is None else index.get(_TRAINED)
-        self._shard = SearchShard(plan, trained, loaded, np.concatenate([part.rows for part in parts]))
+        with all_threads(threads):
+            rows = np.concatenate([part.rows for part in parts])
+            self._shard = SearchShard(plan, trained, loaded, rows, on_gpu=on_gpu)
         self._rows = len(loaded)
 
     def search(self, queries: Any, count: int, probes: int) -> tuple[Ints, Similarities]:
@@ -186,16 +203,19 @@ class _ShardActor:
 
 
 @contextmanager
-def _actors(search: Search, plan: IndexPlan, shards: Sequence[Sequence[VectorPart]]) -> Iterator[list[Any]]:
+def _actors(
+    search: Search, plan: IndexPlan, shards: Sequence[Sequence[VectorPart]], gpus: float
+) -> Iterator[list[Any]]:
     import ray
 
     # Without CPUs of their own: they work while those who ask them wait, and on a single CPU both have to fit.
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+    threads = 1 if gpus else max(1, cluster_cpus() // len(shards))
     held = [ray.put(list(parts)) for parts in shards]  # an actor that is started again needs its arguments again
     started = [
         remote(_ShardActor)
-        .options(memory=plan.row_bytes * sum(map(len, (part.places for part in parts))))
-        .remote(search.vectors, plan, search.index if plan.lists else None, argument)
+        .options(memory=plan.row_bytes * sum(map(len, (part.places for part in parts))), max_concurrency=threads)
+        .remote(search.vectors, plan, search.index if plan.lists else None, argument, threads, gpus > 0)
         for parts, argument in zip(shards, held, strict=True)
     ]
     try:

@@ -1,7 +1,5 @@
 """Curations whose processes die in every stage: the result is that of a calm one, and little is done twice."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 from support.curation_pictures import encoded, recompressed, scene
 from support.deadly_work import DeadlyRun
-from support.processes import descends_from, titled
+from support.processes import kill_own
 from support.small_datasets import store_dataset
 from support.small_ray import small_ray
 from support.work_here import run_here
@@ -84,7 +82,7 @@ def test_curate__a_worker_killed_in_every_stage_costs_one_block_each(
     def watch(stage: str, done: int, total: int) -> None:
         """Kill those who hold points and indexes, once for each stage that has them."""
         for end, title in (("clusters", "ray::_PointsActor"), ("neighbours", "ray::_ShardActor")):
-            if stage.endswith(end) and done and stage not in holders and kill(title):
+            if stage.endswith(end) and done and stage not in holders and kill_own(title):
                 holders.append(stage)
 
     found = run(root, deadly, watch)
@@ -122,11 +120,3 @@ def test_curate__stopped_in_every_stage_goes_on_and_repeats_nothing_that_was_don
             continue
     assert {kind for kind, _ in stopped} == {"_MapShards", "method", "_Thin"}
     assert (found.manifest_sha256, results(root)) == calm
-
-
-def kill(title: str) -> bool:
-    """One of the processes of this name that our own Ray has started."""
-    mine = [pid for pid, _ in titled((title,)) if descends_from(pid, os.getpid())][:1]
-    for pid in mine:
-        os.kill(pid, signal.SIGKILL)
-    return bool(mine)

@@ -1,25 +1,22 @@
 """Neighbours and clusters by Ray actors: the same as of one process, whatever the division, and whoever dies."""
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
-from support.points import surface
-from support.processes import descends_from, titled
+from support.points import stored, surface
+from support.processes import kill_own
 from support.small_ray import small_ray
 
 from heliostat.config.curate import SearchConfig
 from heliostat.curation.kmeans import InMemory, Ints, Vectors, kmeans
 from heliostat.curation.neighbours import Found, NeighbourTable, Search, find_neighbours
 from heliostat.curation.ray_points import divide, ray_points
-from heliostat.curation.results import ResultFolder, vector_column
-from heliostat.curation.vectors import VECTOR, VectorPart
+from heliostat.curation.results import ResultFolder
+from heliostat.curation.vectors import VectorPart
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.errors import CorruptResultError
 from heliostat.storage.local import LocalStore
@@ -40,18 +37,8 @@ def vectors() -> Vectors:
     return surface(ROWS, WIDTH)
 
 
-def stored(root: LocalStore, vectors: Vectors) -> tuple[ResultFolder, tuple[VectorPart, ...]]:
-    folder = ResultFolder(root.sub("vectors"))
-    parts = []
-    for shard, first in enumerate(range(0, len(vectors), PER_SHARD)):
-        some = vectors[first : first + PER_SHARD]
-        key = folder.write(f"{shard}", pa.table({VECTOR: vector_column(some)}))
-        parts.append(VectorPart(shard, key, first, np.arange(len(some))))
-    return folder, tuple(parts)
-
-
 def search(root: LocalStore, vectors: Vectors, name: str = "a", run: Any = run_tasks, **config: Any) -> Found:
-    folder, parts = stored(root, vectors)
+    folder, parts = stored(root, vectors, PER_SHARD)
     asked = Search(
         folder, root.sub(f"index-{name}"), ResultFolder(root.sub(f"found-{name}")), parts, parts, WIDTH, K, 0
     )
@@ -113,7 +100,7 @@ def test_find_neighbours__goes_on_when_a_shard_dies(tmp_path: Path, vectors: Vec
     def run(payloads: Any, task: Any) -> Iterator[tuple[int, bytes]]:
         for number, result in enumerate(run_tasks(payloads, task)):
             if number == 2:
-                killed.extend(_kill("ray::_ShardActor"))
+                killed.extend(kill_own("ray::_ShardActor"))
             yield result
 
     found = whole(search(LocalStore(tmp_path), vectors, "killed", run))
@@ -144,7 +131,7 @@ def test_find_neighbours__refuses_a_block_that_was_changed(tmp_path: Path, vecto
 def test_ray_points__give_the_same_clusters_at_any_number_of_workers(
     tmp_path: Path, vectors: Vectors, actors: int
 ) -> None:
-    folder, parts = stored(LocalStore(tmp_path), vectors)
+    folder, parts = stored(LocalStore(tmp_path), vectors, PER_SHARD)
     with ray_points(folder, parts, actors) as points:
         found = kmeans(points, 20, (3,), rounds=6)
     alone = kmeans(_InParts(vectors), 20, (3,), rounds=6)
@@ -153,10 +140,10 @@ def test_ray_points__give_the_same_clusters_at_any_number_of_workers(
 
 
 def test_ray_points__read_again_when_a_worker_dies(tmp_path: Path, vectors: Vectors) -> None:
-    folder, parts = stored(LocalStore(tmp_path), vectors)
+    folder, parts = stored(LocalStore(tmp_path), vectors, PER_SHARD)
     with ray_points(folder, parts, 2) as points:
         before = points.map(_first_column)
-        assert _kill("ray::_PointsActor")
+        assert kill_own("ray::_PointsActor")
         after = points.map(_first_column)
     assert np.array_equal(before, after)
     assert np.array_equal(before, vectors[:, 0])
@@ -180,11 +167,3 @@ class _InParts(InMemory):
 
 def _first_column(chunk: Vectors) -> npt.NDArray[Any]:
     return chunk[:, 0]
-
-
-def _kill(title: str) -> list[int]:
-    """The first process of this name that our own Ray has started."""
-    mine = [pid for pid, _ in titled((title,)) if descends_from(pid, os.getpid())][:1]
-    for pid in mine:
-        os.kill(pid, signal.SIGKILL)
-    return mine
