@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.context import Watch
-from heliostat.curation.curate import Curated, curation_store, load_result, pin
+from heliostat.curation.curate import Curated, Stopped, curation_store, load_result, pin
 from heliostat.curation.curate import curate as carry_out
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.errors import UnknownImageError
@@ -40,6 +40,7 @@ class CurateResult:
         return {
             "curation": self.name,
             "root": self.root,
+            "finished": True,
             "was_finished": self.was_finished,
             "report": self.report,
             **self.curated.to_json(),
@@ -59,8 +60,29 @@ class CurateResult:
         return [*lines, f"report: {self.report}", f"dataset: {self.root}/{self.name} ({curated.manifest_sha256[:16]})"]
 
 
-def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateResult:
-    """Carry out a curation, or go on with one, on an embedded Ray or on a cluster.
+@dataclass(frozen=True, slots=True)
+class StoppedCuration:
+    """A curation that went as far as ``until`` says."""
+
+    name: str
+    root: str
+    stopped: Stopped
+
+    def to_json(self) -> dict[str, object]:
+        """All of it."""
+        return {"curation": self.name, "root": self.root, "finished": False, **asdict(self.stopped)}
+
+    def summary(self) -> list[str]:
+        """What happened, line by line."""
+        records = self.stopped.records
+        lines = [
+            f"  {each.name}: {each.before:,} images, {each.after:,} left, {each.seconds:.0f} s" for each in records
+        ]
+        return [f"{self.name}: stopped after {self.stopped.until}", *lines, "next: the same without until goes on"]
+
+
+def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateResult | StoppedCuration:
+    """Carry out a curation as far as it says, or go on with one, on an embedded Ray or on a cluster.
 
     Args:
         resolved: The recipe.
@@ -81,7 +103,10 @@ def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateRes
     if curated is None:
         ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
         with ray, _show() as watch:
-            curated = carry_out(root, recipe, manifests, run_tasks, watch)
+            found = carry_out(root, recipe, manifests, run_tasks, watch)
+        if isinstance(found, Stopped):
+            return StoppedCuration(recipe.name, recipe.root, found)
+        curated = found
     if not store.exists(REPORT_KEY):  # an earlier start may have ended just before it
         curation_report(root, recipe, manifests, curated).write(store, REPORT_KEY)
     return CurateResult(recipe.name, recipe.root, curated, was_finished)

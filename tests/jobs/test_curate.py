@@ -41,6 +41,9 @@ def test_curate__is_run_once_reported_and_explained(tmp_path: Path, capsys: pyte
     store_dataset(root, [recompressed(9)], "test")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(root=root.url))
+    assert heliostat("run", str(recipe), "--json", "--set", "until=filter") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["finished"], found["until"]) == (False, "filter")
     assert heliostat("run", str(recipe), "--json") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["images"], found["pool"], found["was_finished"]) == (6, 11, False)

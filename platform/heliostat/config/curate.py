@@ -29,7 +29,7 @@ class EmbeddingConfig(Section):
 class CopyEmbeddingConfig(EmbeddingConfig):
     """The embedding that finds copies."""
 
-    source: str | None = Field("copy", min_length=1, description="as embedding.source")
+    source: str | None = Field("copy", min_length=1, description="as embedding.source; null finds exact copies only")
 
 
 class FilterConfig(Section):
@@ -152,6 +152,9 @@ class CurateRecipe(Section):
     retrieve: tuple[QuerySet, ...] = Field((), description="sets whose like is taken")
     cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig.model_validate({}))
     sample: int | None = Field(None, gt=0, description="images that are taken evenly of all clusters; null is none")
+    until: Literal["filter", "dedup", "embed", "cluster"] | None = Field(
+        None, description="stop after this stage, whose results stay; the same recipe without it goes on"
+    )
 
     @property
     def datasets(self) -> list[str]:
@@ -167,13 +170,19 @@ class CurateRecipe(Section):
 
     @model_validator(mode="after")
     def _has_what_its_stages_need(self) -> Self:
-        needs_clusters = self.sample is not None or any(each.method == "clusters" for each in self.retrieve)
+        if self.dedup.embedding.source is None and (self.dedup.benchmarks or self.dedup.existing):
+            raise InvalidValueError(
+                "dedup.benchmarks and dedup.existing need an embedding, and dedup.embedding.source is null",
+                "Set dedup.embedding.source to copy",
+            )
+        needs_clusters = any(each.method == "clusters" for each in self.retrieve)
+        needs_clusters = needs_clusters or self.sample is not None or self.until == "cluster"
         if needs_clusters and not self.cluster.levels:
             raise InvalidValueError(
-                "sample and retrieval by clusters need cluster.levels, which is empty",
+                "sample, until=cluster and retrieval by clusters need cluster.levels, which is empty",
                 "Name levels, for example cluster: {levels: [{clusters: 1000}]}",
             )
-        if (self.retrieve or needs_clusters) and self.embedding.source is None:
+        if (self.retrieve or needs_clusters or self.until == "embed") and self.embedding.source is None:
             raise InvalidValueError(
                 "retrieval and clusters need an embedding of what images show, and embedding.source is null",
                 "Set embedding.source to run:NAME, weights:PATH or a plug-in",

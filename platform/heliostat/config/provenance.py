@@ -13,7 +13,7 @@ LOCK_SCHEMA_VERSION = 2
 _NOT_THE_RUN = (
     *("name", "root", "scaling.", "streaming.", "observe.", "checkpoint."),
     *("training.zero_stage", "training.offload_optimizer", "training.activation_checkpointing"),
-    *("training.deterministic", "search.shard_gib", "embedding.gpus", "dedup.embedding.gpus"),
+    *("training.deterministic", "search.shard_gib", "until", "embedding.gpus", "dedup.embedding.gpus"),
 )
 """What may change between two attempts of one run: where it lies, who computes and feeds it and how, how often it
 speaks and saves."""

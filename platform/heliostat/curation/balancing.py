@@ -44,27 +44,27 @@ def open_semantic(root: Store, recipe: CurateRecipe) -> ImageMap | None:
     Raises:
         HeliostatError: as ``open_embedding``.
     """
-    if recipe.embedding.source is None or not (recipe.retrieve or recipe.sample):
+    if not (recipe.retrieve or recipe.sample or recipe.until in ("embed", "cluster")):
         return None
     return open_embedding(recipe.embedding, root)
 
 
-def choose(context: Context, function: ImageMap | None) -> Clustered | None:
-    """Take what resembles the recipe's sets, and a balanced sample; all if neither is asked for. The clusters, if any.
+def keep_all(context: Context) -> None:
+    """Take everything that is left: nothing else was asked for."""
+    context.fates.keep("all", "survived all stages", np.flatnonzero(context.fates.alive))
 
-    Images that nothing asks for are left out.
-    """
-    recipe = context.recipe
-    if function is None:
-        context.fates.keep("all", "survived all stages", np.flatnonzero(context.fates.alive))
-        return None
-    pool = context.fates.alive
-    queries = context.rows_of([each.dataset for each in recipe.retrieve])
+
+def embed_semantic(context: Context, function: ImageMap) -> Embedded:
+    """Vectors of what is left of the pool, and of the sets whose like is wanted."""
+    queries = context.rows_of([each.dataset for each in context.recipe.retrieve])
     with context.stage(EMBED) as details:
-        vectors = context.embed(function, pool | queries, EMBED)
-        pool = context.fates.alive
         details["embedding"] = function.name
-    clustered = _cluster(context, vectors, pool) if recipe.cluster.levels else None
+        return context.embed(function, context.fates.alive | queries, EMBED)
+
+
+def choose(context: Context, vectors: Embedded, clustered: Clustered | None) -> None:
+    """Take what resembles the recipe's sets, and a balanced sample. Images that nothing asks for are left out."""
+    recipe, pool = context.recipe, context.fates.alive
     for query_set in recipe.retrieve:
         _retrieve(context, vectors, pool, query_set, clustered)
     if recipe.sample is not None and clustered is not None:
@@ -72,10 +72,13 @@ def choose(context: Context, function: ImageMap | None) -> Clustered | None:
             chosen = clustered.rows[sample_balanced(clustered.levels, recipe.sample, recipe.seed)]
             context.fates.keep(SAMPLE, "balanced sample", chosen)
     context.fates.drop(SAMPLE if recipe.sample else RETRIEVE, "not chosen", np.flatnonzero(context.fates.alive))
-    return clustered
 
 
-def _cluster(context: Context, vectors: Embedded, pool: Bools) -> Clustered:
+def cluster(context: Context, vectors: Embedded) -> Clustered | None:
+    """Clusters of what is left of the pool; none if the recipe has no levels."""
+    if not context.recipe.cluster.levels:
+        return None
+    pool = context.fates.alive
     config = context.recipe.cluster
     plans = [LevelPlan(each.clusters, each.resamplings, each.closest, config.rounds) for each in config.levels]
     parts = vectors.parts(pool)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.curation.balancing import Clustered, choose, open_semantic
+from heliostat.curation.balancing import Clustered, choose, cluster, embed_semantic, keep_all, open_semantic
 from heliostat.curation.context import Context, StageRecord, Watch
 from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup, take_as_is, taken_as_they_are
 from heliostat.curation.fates import Fates, hash_column
@@ -72,6 +72,19 @@ class Curated:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A curation that went as far as its recipe says.
+
+    Attributes:
+        until: The last stage.
+        records: What each stage did.
+    """
+
+    until: str
+    records: tuple[StageRecord, ...]
+
+
 def curation_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one curation."""
     return root.sub(f"curations/{name}")
@@ -104,8 +117,10 @@ def pin(root: Store, recipe: CurateRecipe) -> dict[str, str]:
     return {name: load_manifest(root, name).sha256 for name in recipe.datasets}
 
 
-def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run: Run, watch: Watch) -> Curated:
-    """Carry out a recipe; what is there already is not done again. Ray must be initialised.
+def curate(
+    root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run: Run, watch: Watch
+) -> Curated | Stopped:
+    """Carry out a recipe, as far as it says; what is there already is not done again. Ray must be initialised.
 
     Args:
         root: Where datasets are, and where the result goes.
@@ -132,8 +147,23 @@ def curate(root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run:
         details["problems"] = list(context.listing.problems.values())
     drop_exact(context)
     sharpness = apply_filter(context)
-    drop_near(context, dedup, sharpness)
-    clustered = choose(context, semantic)
+    if recipe.until == "filter":
+        return Stopped(recipe.until, tuple(context.records))
+    if dedup is not None:
+        drop_near(context, dedup, sharpness)
+    if recipe.until == "dedup":
+        return Stopped(recipe.until, tuple(context.records))
+    clustered = None
+    if semantic is None or not context.fates.alive.any():
+        keep_all(context)
+    else:
+        vectors = embed_semantic(context, semantic)
+        if recipe.until == "embed":
+            return Stopped(recipe.until, tuple(context.records))
+        clustered = cluster(context, vectors)
+        if recipe.until == "cluster":
+            return Stopped(recipe.until, tuple(context.records))
+        choose(context, vectors, clustered)
     manifest_sha256, images = _publish(context)
     context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
     _write_clusters(context, clustered)

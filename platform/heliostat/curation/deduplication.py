@@ -32,12 +32,14 @@ class DedupPlan:
     """That of all others where there are no benchmarks."""
 
 
-def plan_dedup(root: Store, config: DedupConfig) -> DedupPlan:
-    """The embedding and its thresholds.
+def plan_dedup(root: Store, config: DedupConfig) -> DedupPlan | None:
+    """The embedding and its thresholds; none if only exact copies are looked for.
 
     Raises:
         InvalidValueError: there is no such embedding, or nobody says from which similarity on two images are the same.
     """
+    if config.embedding.source is None:
+        return None
     function = open_embedding(config.embedding, root)
     threshold = _threshold(function, config.threshold, "threshold")
     if not config.benchmarks:

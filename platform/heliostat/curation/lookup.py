@@ -14,6 +14,7 @@ from heliostat.curation.similarity import UNIT, exact_similarities, units_of
 from heliostat.curation.universe import Universe
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.manifest import Part
+from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
 
 
@@ -51,11 +52,17 @@ def find_nearest(root: Store, recipe: CurateRecipe, curated: Curated, image: byt
         image: A file's content.
 
     Raises:
+        InvalidValueError: the curation knows no copies but exact ones.
         RejectedImageError: the bytes are no image.
         CorruptResultError: embeddings of the dataset are damaged.
         HeliostatError: as ``plan_dedup``.
     """
     plan = plan_dedup(root, recipe.dedup)
+    if plan is None:
+        raise InvalidValueError(
+            f"the curation {recipe.name!r} looked for exact copies only: dedup.embedding.source is null",
+            "Ask without --near",
+        )
     computed = plan.function.open()([decode_small(image, plan.function.short_side_px)])
     query = vectors_of(computed[VECTOR])
     universe = Universe(root, [Part(name=recipe.name, manifest_sha256=curated.manifest_sha256)])

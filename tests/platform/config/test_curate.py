@@ -51,6 +51,9 @@ def test_curate_recipe__reads_lists_of_sections_and_survives_its_lock(tmp_path: 
         ("pool: [crawl, more]", "pool: [crawl, crawl]", "twice"),
         ("pool: [crawl, more]", "pool: []", "pool"),
         ("neighbours: 32", "neighbours: 0", "greater than 0"),
+        ("threshold: 0.6,", "embedding: {source: null},", "dedup.benchmarks and dedup.existing need an embedding"),
+        ("sample: 5000", "sample: 5000\nsearch: {gpus: 1, code: rabitq}", "rabitq is not searched by GPUs"),
+        ("sample: 5000", "until: export", "until"),
     ],
 )
 def test_curate_recipe__names_what_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -16,12 +16,12 @@ from support.small_ray import small_ray
 from support.work_here import run_here
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.curation.curate import Curated, curate, fates_folder, load_result, pin
+from heliostat.curation.curate import Curated, Stopped, curate, fates_folder, load_result, pin
 from heliostat.curation.fates import Fate, fates_in, find_fate, read_fates
 from heliostat.curation.lookup import find_nearest
 from heliostat.data.manifest import dataset_store, load_manifest
 from heliostat.data.reading import RowReader
-from heliostat.errors import PluginFailedError, RejectedImageError
+from heliostat.errors import PluginFailedError, RejectedImageError, SelectionError
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 
@@ -52,6 +52,7 @@ def run(root: Store, **recipe: Any) -> tuple[Curated, dict[str, Fate]]:
         {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, **recipe}
     )
     found = curate(root, chosen, pin(root, chosen), run_here, lambda stage, done, total: None)
+    assert isinstance(found, Curated)
     return found, {fate.id: fate for fate in fates_in(read_fates(fates_folder(root, chosen.name)))}
 
 
@@ -166,6 +167,7 @@ def test_curate__again_computes_nothing_and_gives_the_same(tmp_path: Path) -> No
         {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, "pool": ["crawl"]}
     )
     again = curate(root, recipe, pin(root, recipe), nothing, lambda stage, done, total: None)
+    assert isinstance(again, Curated)
     assert again.manifest_sha256 == first.manifest_sha256
     assert {info.key for info in root.list()} == before
     assert fates
@@ -260,9 +262,69 @@ def test_find_nearest__tells_copies_from_other_images(tmp_path: Path) -> None:
         {"kind": "curate", "name": "best", "root": root.url, "dedup": DEDUP, "filter": FILTER, "pool": ["crawl"]}
     )
     found = curate(root, recipe, pin(root, recipe), run_here, lambda stage, done, total: None)
+    assert isinstance(found, Curated)
     for number in (0, 13, 19):
         near = find_nearest(root, recipe, found, recompressed(number))
         assert (near.id, near.is_copy, near.compared, near.images) == (name_of(encoded(scene(number))), True, 20, 20)
     assert not find_nearest(root, recipe, found, encoded(scene(77))).is_copy
     with pytest.raises(RejectedImageError):
         find_nearest(root, recipe, found, b"text")
+
+
+def test_curate__stops_where_it_is_told_and_goes_on_from_there(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [recompressed(0), *(encoded(scene(number)) for number in range(12))], "crawl")
+    wanted: dict[str, Any] = {
+        "kind": "curate",
+        "name": "best",
+        "root": root.url,
+        "dedup": DEDUP,
+        "filter": FILTER,
+        "pool": ["crawl"],
+        "embedding": {"source": "support.curation_pictures:MeanColour"},
+        "cluster": {"levels": [{"clusters": 3, "resamplings": 0}]},
+        "sample": 6,
+    }
+    kept: set[str] = set()
+    for until, stage in (
+        ("filter", "filter"),
+        ("dedup", "near-duplicates"),
+        ("embed", "embedding"),
+        ("cluster", "clusters"),
+    ):
+        recipe = CurateRecipe.model_validate({**wanted, "until": until})
+        found = curate(root, recipe, pin(root, recipe), run_here, lambda stage, done, total: None)
+        assert isinstance(found, Stopped)
+        assert (found.until, found.records[-1].name) == (until, stage)
+        keys = {info.key for info in root.list()}
+        assert kept < keys
+        assert not any("datasets/best" in key or "curations/best" in key for key in keys)
+        kept = keys
+
+    def nothing(payloads: Any, task: Any) -> Iterator[tuple[int, bytes]]:
+        assert list(payloads) == [] or type(task).__name__ == "_Thin"
+        return run_here(payloads, task)
+
+    recipe = CurateRecipe.model_validate(wanted)
+    found = curate(root, recipe, pin(root, recipe), nothing, lambda stage, done, total: None)
+    assert isinstance(found, Curated)
+    assert found.images == 6
+
+
+def test_curate__finds_exact_copies_only_where_there_is_no_embedding(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [recompressed(0), encoded(scene(0))], "crawl")
+    store_dataset(root, [encoded(scene(0)), encoded(scene(1))], "more")
+    found, _ = run(root, pool=["crawl", "more"], dedup={"embedding": {"source": None}})
+    assert found.images == 3
+    reasons = {reason: images for reason, images in found.reasons.items() if images}
+    assert reasons == {("exact duplicates", "exact duplicate", False): 1, ("all", "survived all stages", True): 3}
+
+
+def test_curate__says_so_where_nothing_is_left(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(0))], "crawl")
+    for more in ({}, {"embedding": {"source": "support.curation_pictures:MeanColour"}, "sample": 5}):
+        levels = {"cluster": {"levels": [{"clusters": 2}]}} if more else {}
+        with pytest.raises(SelectionError):
+            run(root, pool=["crawl"], filter={**FILTER, "min_side_px": 5000}, **more, **levels)

@@ -56,7 +56,9 @@ def pool(folder: Path) -> LocalStore:
 
 def run(root: Store, how: Run, watch: Any = lambda stage, done, total: None) -> Curated:
     recipe = CurateRecipe.model_validate({**RECIPE, "root": root.url})
-    return curate(root, recipe, pin(root, recipe), how, watch)
+    found = curate(root, recipe, pin(root, recipe), how, watch)
+    assert isinstance(found, Curated)
+    return found
 
 
 def results(root: Store) -> dict[str, object]:
