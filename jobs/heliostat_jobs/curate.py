@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.context import Watch
-from heliostat.curation.curate import Curated, Stopped, curation_store, load_result, pin
+from heliostat.curation.curate import Curated, Pinned, Stopped, curation_store, load_result, pin
 from heliostat.curation.curate import curate as carry_out
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.errors import UnknownImageError
@@ -97,18 +97,19 @@ def curate(resolved: ResolvedRecipe, *, address: str | None = None) -> CurateRes
     assert isinstance(recipe, CurateRecipe)  # noqa: S101 -- callers dispatch on the kind
     root = open_store(recipe.root)
     store = curation_store(root, recipe.name)
-    manifests = find_or_create_lock(store, resolved, lambda: pin(root, recipe))
+    locked = find_or_create_lock(store, resolved, lambda: asdict(pin(root, recipe)))
+    pinned = Pinned(locked["manifests"], locked["inputs"])
     curated = load_result(root, recipe.name)
     was_finished = curated is not None
     if curated is None:
         ray = local_ray(num_cpus=os.cpu_count() or 1) if address is None else joined_ray(address)
         with ray, _show() as watch:
-            found = carry_out(root, recipe, manifests, run_tasks, watch)
+            found = carry_out(root, recipe, pinned, run_tasks, watch)
         if isinstance(found, Stopped):
             return StoppedCuration(recipe.name, recipe.root, found)
         curated = found
     if not store.exists(REPORT_KEY):  # an earlier start may have ended just before it
-        curation_report(root, recipe, manifests, curated).write(store, REPORT_KEY)
+        curation_report(root, recipe, pinned.manifests, curated).write(store, REPORT_KEY)
     return CurateResult(recipe.name, recipe.root, curated, was_finished)
 
 

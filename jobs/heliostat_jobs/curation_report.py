@@ -21,7 +21,7 @@ from heliostat.data.decode import decode_rgb
 from heliostat.data.manifest import load_manifest
 from heliostat.data.reading import RowReader
 from heliostat.errors import CorruptShardError
-from heliostat.observe.report import KeyNumber, Report
+from heliostat.observe.report import KeyNumber, Report, Section
 from heliostat.observe.status import duration
 from heliostat.storage import Store
 from heliostat_evaluation.curation_charts import funnel, picture_rows, sizes_of_clusters
@@ -96,7 +96,7 @@ def _funnel(report: Report, curated: Curated, chosen: int) -> None:
 
 
 def _duplicates(report: Report, fates: pa.Table, pictures: _Pictures) -> None:
-    copies = fates.filter(pc.equal(fates["stage"], NEAR))
+    copies = fates.filter(pc.and_(pc.equal(fates["stage"], NEAR), pc.is_valid(fates["because_of"])))
     section = report.section("Near-duplicates")
     if not len(copies):
         section.text("None were found.")
@@ -111,12 +111,19 @@ def _duplicates(report: Report, fates: pa.Table, pictures: _Pictures) -> None:
     largest = groups.slice(0, _GROUPS).to_pylist()
     rows = [pictures.tiles([group["because_of"], *_copies_of(copies, group, _PER_GROUP - 1)]) for group in largest]
     titles = [f"{1 + group['id_count']:,} images; kept {group['because_of'].hex()[:12]}" for group in largest]
-    section.figure(picture_rows(rows, titles), "The largest groups; the first picture of each stayed.")
+    _show(section, rows, titles, "The largest groups; the first picture of each stayed.")
     pairs = groups.filter(pc.equal(groups["id_count"], 1)).slice(0, _PER_GROUP).to_pylist()
     if pairs:
         shown = [image for pair in pairs for image in (pair["because_of"], *_copies_of(copies, pair, 1))]
         rows = [pictures.tiles(shown[first : first + _PER_GROUP]) for first in range(0, len(shown), _PER_GROUP)]
-        section.figure(picture_rows(rows, [""] * len(rows)), "Some pairs: the first of each stayed.")
+        _show(section, rows, [""] * len(rows), "Some pairs: the first of each stayed.")
+
+
+def _show(section: Section, rows: list[list[NDArray[np.uint8]]], titles: list[str], caption: str) -> None:
+    """Rows of pictures; those of which no picture can be read are left out."""
+    shown = [(row, title) for row, title in zip(rows, titles, strict=True) if row]
+    if shown:
+        section.figure(picture_rows([row for row, _ in shown], [title for _, title in shown]), caption)
 
 
 def _copies_of(copies: pa.Table, group: dict[str, Any], most: int) -> list[bytes]:
@@ -137,7 +144,7 @@ def _contamination(report: Report, recipe: CurateRecipe, fates: pa.Table, pictur
     )
     if len(found):
         tiles = pictures.tiles(found["id"].slice(0, _PER_SHEET).to_pylist())
-        section.figure(picture_rows([tiles], ["left out"]), "Some of them.")
+        _show(section, [tiles], ["left out"], "Some of them.")
 
 
 def _clusters(report: Report, root: Store, recipe: CurateRecipe, fates: pa.Table, pictures: _Pictures) -> None:
@@ -167,7 +174,7 @@ def _clusters(report: Report, root: Store, recipe: CurateRecipe, fates: pa.Table
         shown = rng.choice(members, min(_PER_SHEET, len(members)), replace=False)
         rows.append(pictures.tiles(table["id"].take(shown).to_pylist()))
         titles.append(f"cluster {cluster}: {sizes['before'][cluster]:,} images, {sizes['after'][cluster]:,} taken")
-    section.figure(picture_rows(rows, titles), "Some images of the largest clusters.")
+    _show(section, rows, titles, "Some images of the largest clusters.")
 
 
 def _sources(report: Report, fates: pa.Table) -> None:

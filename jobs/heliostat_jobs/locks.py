@@ -5,7 +5,7 @@ configuration, on the manifests of then.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
@@ -20,13 +20,15 @@ from heliostat.storage import Store
 CONFIG_KEY = "config.yaml"
 
 
-def find_or_create_lock(store: Store, resolved: ResolvedRecipe, pin: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """The manifests of a run or a curation, by dataset: those of now if it is new, else those of its start.
+def find_or_create_lock(
+    store: Store, resolved: ResolvedRecipe, pin: Callable[[], Mapping[str, Mapping[str, str]]]
+) -> dict[str, Any]:
+    """What a run or a curation was started with: what is so now if it is new, else what was so then.
 
     Args:
         store: Of the run or the curation itself.
         resolved: Its recipe as of now.
-        pin: Gives the hashes of now.
+        pin: Gives what else belongs to it as of now: ``manifests``, the hashes by dataset, and maybe more.
 
     Raises:
         ChangedConfigError: it was started with another configuration.
@@ -34,7 +36,7 @@ def find_or_create_lock(store: Store, resolved: ResolvedRecipe, pin: Callable[[]
     """
     locked = _read(store)
     if locked is None:
-        locked = {**lock(resolved), "manifests": pin()}
+        locked = {**lock(resolved), **pin()}
         try:
             store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
         except ObjectExistsError:  # another process creates the same one at this moment: its lock counts
@@ -42,8 +44,7 @@ def find_or_create_lock(store: Store, resolved: ResolvedRecipe, pin: Callable[[]
     check_same_run(locked["identity"], identity(resolved.recipe))
     if not store.exists(CONFIG_KEY):
         store.put(CONFIG_KEY, resolved.text.encode())
-    manifests: dict[str, str] = locked["manifests"]
-    return manifests
+    return locked
 
 
 def locked_recipe(store: Store) -> Recipe | None:
@@ -65,8 +66,11 @@ def _read(store: Store) -> dict[str, Any] | None:
         locked: dict[str, Any] = json.loads(data)
         if locked["schema_version"] != LOCK_SCHEMA_VERSION:
             raise ValueError(locked["schema_version"])
-        if set(locked["manifests"]) != _datasets_of(unlock(locked)):
+        recipe = unlock(locked)
+        if set(locked["manifests"]) != _datasets_of(recipe):
             raise ValueError(locked["manifests"])
+        if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
+            raise TypeError(locked["inputs"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CorruptLockError(
             f"{store.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})",

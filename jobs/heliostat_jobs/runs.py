@@ -35,11 +35,12 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
     root = open_store(recipe.root)
     store = run_store(root, recipe.name)
-    manifests = find_or_create_lock(
-        store, resolved, lambda: {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
+    names = recipe.dataset.shares
+    locked = find_or_create_lock(
+        store, resolved, lambda: {"manifests": {name: load_manifest(root, name).sha256 for name in names}}
     )
     finished = any(isinstance(entry, EndEntry) for entry in CommitLog(store).read())
-    return OpenedRun(root, store, manifests, finished)
+    return OpenedRun(root, store, locked["manifests"], finished)
 
 
 def load_run(root: Store, name: str) -> PretrainRecipe:

@@ -171,3 +171,13 @@ class Long(Plugin):
 
 def _long(images: Sequence[Pixels]) -> pa.Table:
     return pa.table({VECTOR: vector_column(np.tile(np.array([[0, 2]], np.float16), (len(images), 1)))})
+
+
+@dataclass(frozen=True, slots=True)
+class NeverOpens(Plugin):
+    """Cannot be opened on workers."""
+
+    name: str = "never-opens"
+
+    def open(self) -> Compute:
+        raise OSError("no weights")

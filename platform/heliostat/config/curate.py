@@ -120,6 +120,7 @@ class ClusterConfig(Section):
 
     levels: tuple[LevelConfig, ...] = Field((), description="each with fewer clusters than the one before")
     rounds: int = Field(50, gt=0, description="of each k-means, at most")
+    starts: int = Field(1, gt=0, description="of each k-means; the best is kept")
 
     @field_validator("levels", mode="before")
     @classmethod
@@ -155,6 +156,11 @@ class CurateRecipe(Section):
     until: Literal["filter", "dedup", "embed", "cluster"] | None = Field(
         None, description="stop after this stage, whose results stay; the same recipe without it goes on"
     )
+
+    @property
+    def looks_at_content(self) -> bool:
+        """Whether a stage needs the embedding of what images show."""
+        return bool(self.retrieve) or self.sample is not None or self.until in ("embed", "cluster")
 
     @property
     def datasets(self) -> list[str]:

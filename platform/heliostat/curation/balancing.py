@@ -12,7 +12,7 @@ from heliostat.curation.dedup import Bools
 from heliostat.curation.embeddings import open_embedding
 from heliostat.curation.hierarchy import Level, LevelPlan, cluster_levels
 from heliostat.curation.image_maps import ImageMap
-from heliostat.curation.kmeans import Floats, InMemory, Ints, assign
+from heliostat.curation.kmeans import VERSION, Floats, InMemory, Ints, assign
 from heliostat.curation.neighbours import NeighbourTable
 from heliostat.curation.ray_points import ray_points
 from heliostat.curation.results import ResultFolder
@@ -23,6 +23,7 @@ from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.storage import Store
 
 EMBED, CLUSTER, RETRIEVE, SAMPLE = "embedding", "clusters", "retrieval", "sample"
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,15 @@ class Clustered:
     levels: list[Level]
 
 
-def open_semantic(root: Store, recipe: CurateRecipe) -> ImageMap | None:
-    """The embedding of what images show; none if no stage needs it.
+def open_semantic(root: Store, recipe: CurateRecipe, weights_key: str | None = None) -> ImageMap | None:
+    """The embedding of what images show; none if no stage needs it. ``weights_key`` as ``open_embedding``.
 
     Raises:
         HeliostatError: as ``open_embedding``.
     """
-    if not (recipe.retrieve or recipe.sample or recipe.until in ("embed", "cluster")):
+    if not recipe.looks_at_content:
         return None
-    return open_embedding(recipe.embedding, root)
+    return open_embedding(recipe.embedding, root, weights_key)
 
 
 def keep_all(context: Context) -> None:
@@ -79,11 +80,15 @@ def cluster(context: Context, vectors: Embedded) -> Clustered | None:
     if not context.recipe.cluster.levels:
         return None
     pool = context.fates.alive
+    if not pool.any():
+        return None
     config = context.recipe.cluster
-    plans = [LevelPlan(each.clusters, each.resamplings, each.closest, config.rounds) for each in config.levels]
+    plans = [
+        LevelPlan(each.clusters, each.resamplings, each.closest, config.rounds, config.starts) for each in config.levels
+    ]
     parts = vectors.parts(pool)
     with context.stage(CLUSTER) as details:
-        key = digest("clusters", part_contents(parts), [repr(plan) for plan in plans], context.recipe.seed)
+        key = digest("clusters", VERSION, part_contents(parts), [repr(plan) for plan in plans], context.recipe.seed)
         kept = _KeptCentroids(ResultFolder(context.universe.root.sub(f"curation/clusters/{key}")))
         with ray_points(vectors.folder, parts, cluster_cpus()) as points:
             levels = cluster_levels(points, plans, context.recipe.seed, kept, partial(context.watch, CLUSTER))
@@ -104,8 +109,8 @@ def _retrieve(
             parts = vectors.parts(queries)
             owners = [_owners(part, vectors, clustered.levels[0].centroids_KD) for part in parts]
             found = by_clusters(
-                np.concatenate([part.rows for part in parts]),
-                np.concatenate(owners),
+                np.concatenate([_NO_ROWS, *(part.rows for part in parts)]),
+                np.concatenate([_NO_ROWS, *owners]),
                 clustered.rows,
                 clustered.levels[0].assignment,
                 min_hits=query_set.min_hits,
@@ -117,6 +122,7 @@ def _retrieve(
         details |= {
             "method": query_set.method,
             "queries": int(queries.sum()),
+            "unreadable queries": int((queries & ~vectors.has_vector).sum()),
             "retrieved": len(found.rows),
             "before_cap": found.before_cap,
         }
@@ -128,8 +134,8 @@ def _by_sample(
     near = context.neighbours(vectors, pool, queries, query_set.neighbours, f"{RETRIEVE}: {query_set.dataset}")
     tables = [NeighbourTable.from_arrow(near.folder.read(key)) for key in near.keys]
     return by_sample(
-        np.concatenate([table.rows for table in tables]),
-        np.concatenate([table.neighbours for table in tables]),
+        np.concatenate([_NO_ROWS, *(table.rows for table in tables)]),
+        np.concatenate([np.empty((0, query_set.neighbours), np.int64), *(table.neighbours for table in tables)]),
         query_set.neighbours,
         query_set.cap,
         stream,

@@ -14,7 +14,7 @@ Edges = npt.NDArray[np.int64]
 """Pairs of nodes, (E, 2)."""
 
 _MERGED_EDGES = 2**24
-"""Forests are merged when so many edges have come together: 256 MiB."""
+"""Forests are merged when so many edges have come together (256 MiB), or twice as many as the last time left."""
 
 
 def spanning_forest(edges_E2: Edges) -> Edges:
@@ -31,19 +31,23 @@ def spanning_forest(edges_E2: Edges) -> Edges:
 def components(nodes: int, forests: Iterable[Edges]) -> Ints:
     """The smallest node of each node's component, (N,); a node without edges is its own.
 
-    Holds 8 bytes per node and 256 MiB of edges, or as many edges as there are nodes if that is more.
+    Holds 8 bytes per node and 256 MiB of edges, or twice as many edges as there are nodes if that is more.
 
     Args:
         nodes: How many.
         forests: Edges, in any order and any division.
     """
-    held = np.empty((0, 2), np.int64)
+    held = [np.empty((0, 2), np.int64)]
+    edges, limit = 0, _MERGED_EDGES
     for forest in forests:
-        held = np.concatenate([held, forest])
-        if len(held) > _MERGED_EDGES:
-            held = spanning_forest(held)
+        held.append(forest)
+        edges += len(forest)
+        if edges > limit:
+            held = [spanning_forest(np.concatenate(held))]
+            edges = len(held[0])
+            limit = max(_MERGED_EDGES, 2 * edges)
     roots = np.arange(nodes)
-    forest = spanning_forest(held)
+    forest = spanning_forest(np.concatenate(held))
     roots[forest[:, 1]] = forest[:, 0]
     return roots
 

@@ -14,7 +14,7 @@ from heliostat.config.curate import CurateRecipe
 from heliostat.curation.dedup import Bools
 from heliostat.curation.fates import Fates
 from heliostat.curation.image_maps import ImageMap, Run, map_images
-from heliostat.curation.neighbours import Found, Search, find_neighbours
+from heliostat.curation.neighbours import VERSION, Found, Search, find_neighbours
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Listing, Universe
 from heliostat.curation.vectors import Embedded, VectorPart, embedded, usable_vectors
@@ -76,8 +76,10 @@ class Context:
         """The nearest rows of the base to each query."""
         base_parts, query_parts = tuple(vectors.parts(base)), tuple(vectors.parts(queries))
         config, seed = self.recipe.search, self.recipe.seed
-        index = digest("index", part_contents(base_parts), count, config.code, config.flat_rows, config.recall, seed)
-        results = digest("neighbours", index, part_contents(query_parts))
+        index = digest("index", VERSION, part_contents(base_parts), config.code, config.flat_rows, seed)
+        # What is found are numbers in this universe: another one with the same vectors has others.
+        numbers = [[part.shard, part.first] for part in (*base_parts, *query_parts)]
+        results = digest("neighbours", index, part_contents(query_parts), numbers, count, config.recall)
         kept = self.universe.root.sub("curation")
         folder = ResultFolder(kept.sub(f"neighbours/{results}"))
         search = Search(

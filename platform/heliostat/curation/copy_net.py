@@ -30,6 +30,8 @@ _WIDTHS = (16, 32, 64, 128)
 _EMBEDDING = 192
 _BATCH = 64
 _WEIGHTS = "copy_net.safetensors"
+_VERSION = "1"
+"""Of what happens to an image besides."""
 THRESHOLD, BENCHMARK_THRESHOLD = 0.8, 0.75
 """Where copies of photographs are told from others that it was not trained on; towards benchmarks an image too many may
 go. The weights: 4,000 steps on every second photograph of clothing-dataset-small (A. Grigorev, CC0)."""
@@ -130,4 +132,4 @@ def _weights() -> bytes:
 
 @cache
 def _fingerprint() -> str:
-    return hashlib.sha256(_weights()).hexdigest()
+    return hashlib.sha256(_VERSION.encode() + _weights()).hexdigest()

@@ -19,8 +19,9 @@ from heliostat.config.curate import CurateRecipe
 from heliostat.curation.balancing import Clustered, choose, cluster, embed_semantic, keep_all, open_semantic
 from heliostat.curation.context import Context, StageRecord, Watch
 from heliostat.curation.deduplication import drop_exact, drop_near, plan_dedup, take_as_is, taken_as_they_are
+from heliostat.curation.embeddings import pinned_weights
 from heliostat.curation.fates import Fates, hash_column
-from heliostat.curation.filtering import apply_filter
+from heliostat.curation.filtering import apply_filter, sha256_of_list
 from heliostat.curation.image_maps import Run
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe
@@ -31,6 +32,7 @@ from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
 
 RESULT_KEY = "result.json"
+WEIGHTS, DEDUP_WEIGHTS = "embedding", "dedup.embedding"
 READ = "read"
 
 
@@ -45,6 +47,7 @@ class Curated:
         cpus: Of the cluster that worked on it.
         records: What each stage did.
         reasons: Images by stage, reason, and whether it is one to keep them.
+        inputs: See ``Pinned``.
     """
 
     manifest_sha256: str
@@ -53,6 +56,7 @@ class Curated:
     cpus: int
     records: tuple[StageRecord, ...]
     reasons: dict[tuple[str, str, bool], int]
+    inputs: dict[str, str]
 
     def to_json(self) -> dict[str, object]:
         """As it is stored."""
@@ -69,6 +73,7 @@ class Curated:
             found["cpus"],
             tuple(StageRecord(**record) for record in found["records"]),
             {(each["stage"], each["reason"], each["kept"]): each["images"] for each in found["reasons"]},
+            found["inputs"],
         )
 
 
@@ -108,24 +113,41 @@ def load_result(root: Store, name: str) -> Curated | None:
         return None
 
 
-def pin(root: Store, recipe: CurateRecipe) -> dict[str, str]:
-    """Hashes of the newest manifests of all datasets of a recipe.
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a recipe names and does not contain, as it was when the curation was first started.
+
+    Attributes:
+        manifests: Hashes by dataset.
+        inputs: By key of the recipe: of an embedding by a backbone where its weights are, of a list its hash.
+    """
+
+    manifests: dict[str, str]
+    inputs: dict[str, str]
+
+
+def pin(root: Store, recipe: CurateRecipe) -> Pinned:
+    """The newest manifests of all datasets of a recipe, the newest weights of its runs, and its lists.
 
     Raises:
-        DatasetNotFoundError: one is not there.
+        DatasetNotFoundError, SourceNotFoundError: one is not there.
+        HeliostatError: see ``open_embedding``.
     """
-    return {name: load_manifest(root, name).sha256 for name in recipe.datasets}
+    manifests = {name: load_manifest(root, name).sha256 for name in recipe.datasets}
+    lists = {"filter.allow": recipe.filter.allow, "filter.deny": recipe.filter.deny}
+    inputs: dict[str, str | None] = {key: sha256_of_list(path) for key, path in lists.items() if path is not None}
+    inputs[DEDUP_WEIGHTS] = pinned_weights(recipe.dedup.embedding, root)
+    inputs[WEIGHTS] = pinned_weights(recipe.embedding, root) if recipe.looks_at_content else None
+    return Pinned(manifests, {key: value for key, value in inputs.items() if value is not None})
 
 
-def curate(
-    root: Store, recipe: CurateRecipe, manifests: Mapping[str, str], run: Run, watch: Watch
-) -> Curated | Stopped:
+def curate(root: Store, recipe: CurateRecipe, pinned: Pinned, run: Run, watch: Watch) -> Curated | Stopped:
     """Carry out a recipe, as far as it says; what is there already is not done again. Ray must be initialised.
 
     Args:
         root: Where datasets are, and where the result goes.
         recipe: What to do.
-        manifests: Hashes of the datasets, by name.
+        pinned: What ``pin`` gave when the curation was first started.
         run: Where the work on many items is done.
         watch: Told of the progress.
 
@@ -136,8 +158,9 @@ def curate(
         CorruptResultError: something that an earlier start had computed is damaged.
         StorageError: the store does not cooperate. What is done stays done.
     """
-    dedup, semantic = plan_dedup(root, recipe.dedup), open_semantic(root, recipe)
-    parts = [Part(name=name, manifest_sha256=manifests[name]) for name in recipe.datasets]
+    dedup = plan_dedup(root, recipe.dedup, pinned.inputs.get(DEDUP_WEIGHTS))
+    semantic = open_semantic(root, recipe, pinned.inputs.get(WEIGHTS))
+    parts = [Part(name=name, manifest_sha256=pinned.manifests[name]) for name in recipe.datasets]
     universe = Universe(root, parts)
     pool, concerned = (universe.rows_in(names) for names in (recipe.pool, [*taken_as_they_are(recipe), *recipe.pool]))
     context = Context(universe, universe.listing(), recipe, Fates(universe.rows, concerned), run, watch)
@@ -146,7 +169,7 @@ def curate(
         context.fates.drop(READ, "its index is damaged or gone", np.flatnonzero(~context.listing.known))
         details["problems"] = list(context.listing.problems.values())
     drop_exact(context)
-    sharpness = apply_filter(context)
+    sharpness = apply_filter(context, pinned.inputs)
     if recipe.until == "filter":
         return Stopped(recipe.until, tuple(context.records))
     if dedup is not None:
@@ -168,7 +191,13 @@ def curate(
     context.fates.write(universe, context.listing.ids, fates_folder(root, recipe.name))
     _write_clusters(context, clustered)
     curated = Curated(
-        manifest_sha256, images, len(pool), cluster_cpus(), tuple(context.records), context.fates.counts()
+        manifest_sha256,
+        images,
+        len(pool),
+        cluster_cpus(),
+        tuple(context.records),
+        context.fates.counts(),
+        pinned.inputs,
     )
     curation_store(root, recipe.name).put(RESULT_KEY, json.dumps(curated.to_json(), indent=1).encode())
     return curated

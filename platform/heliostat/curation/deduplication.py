@@ -14,7 +14,7 @@ from heliostat.curation.grouping import forests
 from heliostat.curation.image_maps import ImageMap
 from heliostat.curation.kmeans import Floats, Ints
 from heliostat.curation.similarity import units_of
-from heliostat.errors import InvalidValueError
+from heliostat.errors import CorruptShardError, InvalidValueError
 from heliostat.storage import Store
 
 AS_IS = "as is"
@@ -32,15 +32,15 @@ class DedupPlan:
     """That of all others where there are no benchmarks."""
 
 
-def plan_dedup(root: Store, config: DedupConfig) -> DedupPlan | None:
-    """The embedding and its thresholds; none if only exact copies are looked for.
+def plan_dedup(root: Store, config: DedupConfig, weights_key: str | None = None) -> DedupPlan | None:
+    """The embedding and its thresholds; none if only exact copies are looked for. ``weights_key`` as for it.
 
     Raises:
         InvalidValueError: there is no such embedding, or nobody says from which similarity on two images are the same.
     """
     if config.embedding.source is None:
         return None
-    function = open_embedding(config.embedding, root)
+    function = open_embedding(config.embedding, root, weights_key)
     threshold = _threshold(function, config.threshold, "threshold")
     if not config.benchmarks:
         return DedupPlan(function, threshold, threshold)
@@ -62,24 +62,54 @@ def take_as_is(context: Context) -> None:
 def drop_exact(context: Context) -> None:
     """Leave out images whose bytes are there already: as they are, in an earlier curation, or earlier in the pool.
 
-    And those that are images of a benchmark themselves, because the pool and the benchmark are parts of one dataset.
+    First those that are images of a benchmark, byte for byte or the same row of a dataset that both are parts of.
     """
     recipe = context.recipe
-    with context.stage(EXACT):
+    with context.stage(EXACT) as details:
+        if recipe.dedup.benchmarks:
+            details["as is, and of a benchmark"] = _drop_of_benchmarks(context)
         rows = _known_once(context, [*taken_as_they_are(recipe), *recipe.pool])
         context.fates.drop_duplicates(EXACT, _EXACT_REASON, exact_duplicates(context.listing.ids, rows))
-        themselves = np.flatnonzero(context.fates.alive & context.rows_of(recipe.dedup.benchmarks))
-        context.fates.drop(BENCHMARKS, _REASONS[BENCHMARKS], themselves, themselves)
+
+
+def _drop_of_benchmarks(context: Context) -> int:
+    """Leave out images of benchmarks by their ids; how many of them are taken as they are nevertheless."""
+    recipe, fates = context.recipe, context.fates
+    of_benchmarks = context.rows_of(recipe.dedup.benchmarks)
+    if unknown := int((of_benchmarks & ~context.listing.known).sum()):
+        raise _blind(recipe.dedup.benchmarks, unknown, next(iter(context.listing.problems.values())))
+    themselves = np.flatnonzero(fates.alive & of_benchmarks)
+    fates.drop(BENCHMARKS, _REASONS[BENCHMARKS], themselves, themselves)
+    first = [*recipe.dedup.benchmarks, *taken_as_they_are(recipe), *recipe.pool]
+    found = exact_duplicates(context.listing.ids, _known_once(context, first))
+    same = of_benchmarks[found.because_of]
+    fates.drop(BENCHMARKS, _REASONS[BENCHMARKS], found.rows[same], found.because_of[same])
+    as_is = context.rows_of(taken_as_they_are(recipe))
+    return int(as_is[found.rows[same]].sum() + (as_is & of_benchmarks).sum())
+
+
+def _blind(datasets: Sequence[str], images: int, problem: str) -> CorruptShardError:
+    return CorruptShardError(
+        f"{images} images of {', '.join(datasets)} cannot be compared with the pool; the first: {problem}",
+        "Repair or replace that dataset: what repeats its images could not be found",
+    )
 
 
 def drop_near(context: Context, plan: DedupPlan, sharpness: Floats) -> None:
-    """Leave out all but one image of each component, and every component that touches what it must not."""
+    """Leave out all but one image of each component, and every component that touches what it must not.
+
+    Raises:
+        CorruptShardError: images of a benchmark or of the existing set cannot be read: nobody could say what repeats
+            them.
+    """
     recipe = context.recipe.dedup
     function, threshold = plan.function, plan.threshold
     against = [*recipe.benchmarks, *([recipe.existing] if recipe.existing is not None else [])]
     with context.stage(NEAR) as details:
         alive, references = context.fates.alive, context.rows_of(against)
         vectors = context.embed(function, alive | references, NEAR)
+        if len(blind := np.flatnonzero(references & ~vectors.has_vector)):
+            raise _blind(against, len(blind), vectors.problems[int(blind[0])])
         alive = context.fates.alive
         within = context.neighbours(vectors, alive, alive, recipe.neighbours, NEAR)
         pixels = context.listing.widths.astype(np.int64) * context.listing.heights

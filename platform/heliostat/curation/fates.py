@@ -4,9 +4,9 @@ Stored per shard, with the image's id and what it was left out for, so that anyb
 (``heliostat curation explain``).
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from heliostat.curation.kmeans import Ints
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.similarity import NO_ROW
 from heliostat.curation.universe import Universe
+from heliostat.storage.in_flight import map_in_flight
 
 _UNDECIDED = -1
 
@@ -78,8 +79,8 @@ class Fates:
 
     def counts(self) -> dict[tuple[str, str, bool], int]:
         """Rows by stage and reason, in the order in which they were decided."""
-        counted = Counter(self._code[self._code != _UNDECIDED].tolist())
-        return {reason: counted[number] for number, reason in enumerate(self.reasons)}
+        counted = np.bincount(self._code[self._code != _UNDECIDED], minlength=len(self.reasons))
+        return {reason: int(counted[number]) for number, reason in enumerate(self.reasons)}
 
     def reasons_of(self, rows: Ints) -> list[str]:
         """The reason of each row that is decided."""
@@ -132,8 +133,7 @@ def find_fate(folder: ResultFolder, image_id: str) -> Fate | None:
     """The fate of one image. It may be there twice: what was kept answers, not its copy."""
     dropped: Fate | None = None
     wanted = pa.scalar(bytes.fromhex(image_id), pa.binary(32))
-    for key in sorted(folder.found().values()):
-        table = _read(folder, key)
+    for table in map_in_flight(partial(_read, folder), sorted(folder.found().values())):
         for fate in fates_in(table.filter(pc.equal(table["id"], wanted))):
             if fate.is_kept:
                 return fate

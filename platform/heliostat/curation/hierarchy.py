@@ -24,12 +24,14 @@ class LevelPlan:
         resamplings: How often the points closest to the centroids are clustered again.
         closest: How many of each cluster then.
         rounds: Of each k-means.
+        starts: Of each k-means; the best is kept.
     """
 
     clusters: int
     resamplings: int = 0
     closest: int = 1
     rounds: int = 50
+    starts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +77,31 @@ def cluster_levels(
     below = points
     total = sum(1 + plan.resamplings for plan in plans)
     done = 0
+    report(done, total)
     for number, plan in enumerate(plans):
-        subset = below
-        for resampling in range(plan.resamplings + 1):
+        names = [f"level-{number}-resampling-{resampling}" for resampling in range(plan.resamplings + 1)]
+        newest = max((place for place, name in enumerate(names) if name in kept), default=-1)
+        if newest >= 0:
+            done += newest + 1
             report(done, total)
-            name = f"level-{number}-resampling-{resampling}"
-            if name not in kept:
-                kept[name] = _cluster(subset, plan, (seed, number, resampling)).centroids_KD
-            centroids_KD = kept[name]
+            centroids_KD = kept[names[newest]]
             owners, similarity = assign(below, centroids_KD)
-            subset = InMemory(below.take(closest_rows(owners, similarity, plan.closest)))
+        for resampling in range(newest + 1, len(names)):
+            subset = below
+            if resampling:
+                subset = InMemory(below.take(closest_rows(owners, similarity, plan.closest)))
+            centroids_KD = _cluster(subset, plan, (seed, number, resampling)).centroids_KD
+            kept[names[resampling]] = centroids_KD
+            owners, similarity = assign(below, centroids_KD)
             done += 1
+            report(done, total)
         levels.append(Level(centroids_KD, owners.astype(np.int64)))
         below = InMemory(centroids_KD.astype(np.float16))
-    report(done, total)
     return levels
 
 
 def _cluster(points: Points, plan: LevelPlan, stream: Stream) -> Clusters:
-    return kmeans(points, min(plan.clusters, points.rows), stream, rounds=plan.rounds)
+    return kmeans(points, min(plan.clusters, points.rows), stream, rounds=plan.rounds, starts=plan.starts)
 
 
 def closest_rows(owners_N: npt.NDArray[np.integer], similarity_N: Floats, count: int) -> Ints:

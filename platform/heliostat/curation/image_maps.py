@@ -1,10 +1,11 @@
 """Functions of images, each computed once per shard and kept: embeddings, measures of quality, whatever is plugged in.
 
-Results lie at ``image_maps/<name>-<fingerprint>/<shard>-<sha256>.parquet``, one row per row of the shard. Shards never
-change and are named by their content, so what one curation has computed serves all later ones, also of a dataset that
-has grown meanwhile. An image that cannot be read has a ``problem`` instead of a result; the rest goes on.
+Results lie at ``image_maps/<name>-<fingerprint>/<shard>-<unreadable>-<sha256>.parquet``, one row per row of the shard.
+Shards never change and are named by their content, so what one curation has computed serves all later ones, also of a
+dataset that has grown meanwhile. An image that cannot be read has a ``problem`` instead of a result; the rest goes on.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from heliostat.storage import Store
 
 PROBLEM, SOURCE = "problem", "source"
 _FINGERPRINT_CHARS = 16
+_DAMAGED = "d"
+"""Ends the name of a result if not all of its shard could be read."""
 
 Usable = Callable[[pa.Table], npt.NDArray[np.bool_]]
 """Which rows of a result can be used; raises ValueError if the table is not what it should be. Small and picklable."""
@@ -65,10 +68,12 @@ class ImageMap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MapResults:
-    """The results of one function over a universe: keys by shard, in the order of its shards; none where not wanted."""
+    """The results of one function over a universe: by shard, in the order of its shards; none where not wanted."""
 
     folder: ResultFolder
     keys: tuple[str | None, ...]
+    unreadable: tuple[int, ...]
+    """Images of each shard that have a problem instead of a result."""
 
     def table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Results of one shard, one row per image. Only of shards with rows that were wanted.
@@ -84,7 +89,8 @@ class MapResults:
 
 def results_folder(root: Store, function: ImageMap) -> ResultFolder:
     """Where the results of a function are, by the names of shards."""
-    return ResultFolder(root.sub(f"image_maps/{function.name}-{function.fingerprint[:_FINGERPRINT_CHARS]}"))
+    fingerprint = hashlib.sha256(function.fingerprint.encode()).hexdigest()[:_FINGERPRINT_CHARS]
+    return ResultFolder(root.sub(f"image_maps/{function.name}-{fingerprint}"))
 
 
 def map_images(
@@ -110,7 +116,7 @@ def map_images(
         StorageError: the store does not cooperate. What is done stays done.
     """
     folder = results_folder(universe.root, function)
-    found = folder.found()
+    found = stored_results(folder)
     asked = {
         number: shard
         for number, shard in enumerate(universe.shards)
@@ -122,10 +128,24 @@ def map_images(
     report(done, total)
     payloads = ((number, _payload(universe, shard)) for number, shard in left.items())
     for number, key in run(payloads, ActorPool(_MapShards(universe.root, folder, function, usable), function.gpus)):
-        found[left[number].name] = key.decode()
+        found[left[number].name] = key.decode(), _unreadable_of(key.decode())
         done += left[number].rows
         report(done, total)
-    return MapResults(folder, tuple(found.get(shard.name) for shard in universe.shards))
+    kept = [found.get(shard.name, (None, 0)) for shard in universe.shards]
+    return MapResults(folder, tuple(key for key, _ in kept), tuple(unreadable for _, unreadable in kept))
+
+
+def stored_results(folder: ResultFolder) -> dict[str, tuple[str | None, int]]:
+    """Keys of what is computed already by the names of shards, and how many images of each could not be read.
+
+    Without those of damaged shards: they may have been repaired meanwhile.
+    """
+    keys = {name.rpartition("-")[0]: key for name, key in folder.found().items() if not name.endswith(_DAMAGED)}
+    return {shard: (key, _unreadable_of(key)) for shard, key in keys.items()}
+
+
+def _unreadable_of(key: str) -> int:
+    return int(key.rsplit("-", 2)[1].removesuffix(_DAMAGED))
 
 
 def _payload(universe: Universe, shard: UniverseShard) -> bytes:
@@ -150,29 +170,37 @@ class _MapShards:
             manifest = _manifest(self.root, name, sha256)
             store = dataset_store(self.root, name)
             groups = range(len(manifest.shards[shard].row_groups))
-            tables = [self._group(store, manifest, shard, group, compute) for group in groups]
+            found = [self._group(store, manifest, shard, group, compute) for group in groups]
             # A group without a single good image knows only its problems.
-            return self.folder.write(shard_name, pa.concat_tables(tables, promote_options="default")).encode()
+            table = pa.concat_tables([each for each, _ in found], promote_options="default")
+            unreadable = str(len(table) - table[PROBLEM].null_count)
+            damaged = _DAMAGED if any(is_damaged for _, is_damaged in found) else ""
+            return self.folder.write(f"{shard_name}-{unreadable}{damaged}", table).encode()
 
         return task
 
-    def _group(self, store: Store, manifest: DatasetManifest, shard: int, group: int, compute: Compute) -> pa.Table:
+    def _group(
+        self, store: Store, manifest: DatasetManifest, shard: int, group: int, compute: Compute
+    ) -> tuple[pa.Table, bool]:
+        """Results of a row group, and whether it is damaged."""
         rows = manifest.shards[shard].row_groups[group].rows
         try:
             table = read_row_group(store, manifest, shard, group)
         except CorruptShardError as error:
-            return pa.table({SOURCE: pa.nulls(rows, pa.string()), PROBLEM: pa.array([error.fact] * rows, pa.string())})
+            lost = {SOURCE: pa.nulls(rows, pa.string()), PROBLEM: pa.array([error.fact] * rows, pa.string())}
+            return pa.table(lost), True
         pixels, problems = self._decoded(table["image"].to_pylist())
         known = {SOURCE: table["source"], PROBLEM: pa.array(problems, pa.string())}
         if not pixels:
-            return pa.table(known)
+            return pa.table(known), False
         good = np.array([problem is None for problem in problems])
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
         computed, usable = self._computed(compute, pixels)
         for place in np.flatnonzero(good)[~usable].tolist():
             problems[place] = f"{self.function.name} gave nothing usable for it"
         known[PROBLEM] = pa.array(problems, pa.string())
-        return pa.table({**known, **{name: computed[name].take(places) for name in computed.column_names}})
+        columns = {name: computed[name].take(places) for name in computed.column_names}
+        return pa.table({**known, **columns}), False
 
     def _opened(self) -> Compute:
         try:

@@ -1,7 +1,7 @@
 """Spherical k-means whose result does not depend on how the points are spread over workers, nor on how many there are.
 
-Points are unit vectors stored as float16: multiples of 2^-24. Sums of fewer than 2^29 of them are exact in float64, in
-any order, so that partial sums of any number of workers add up to the same bits. Which centroid is nearest is decided
+Points are unit vectors stored as float16: multiples of 2^-24, which are added as whole numbers, so that partial sums of
+any number of workers add up to the same bits in any order. Which centroid is nearest is decided
 chunk by chunk (``CHUNK_ROWS`` points at a time, the same ones whoever computes them). Rounds follow Lloyd; a cluster
 that lost all its points keeps its centroid; of several starts the best is kept (Vo et al. 2024, section 3).
 
@@ -27,9 +27,13 @@ Stream = tuple[int, ...]
 """A seed, and which of the streams of random numbers that follow from it."""
 R = TypeVar("R")
 
+VERSION = "2"
+"""Of the results: another one clusters anew."""
 CHUNK_ROWS = 4096
-EXACT_ROWS = 2**29
-"""Fewer points than this add up exactly."""
+_GRID = 2.0**-24
+"""All coordinates are multiples of this; potentials are rounded to it."""
+EXACT_ROWS = 2**38
+"""Fewer points than this add up exactly as 64-bit multiples of the grid."""
 _START_POINTS_PER_CENTROID = 64
 _START_POINTS_AT_LEAST = 2**15
 _SPLIT_FROM = 2048
@@ -37,8 +41,6 @@ _SPLIT_FROM = 2048
 _COARSE_ROUNDS = 10
 _TILE_CENTROIDS = 8192
 """Similarities to this many at once are in memory: 128 MiB."""
-_GRID = 2.0**-24
-"""Potentials are rounded to this, so that their sum is exact as well."""
 
 
 class Points(Protocol):
@@ -107,11 +109,17 @@ class Clusters:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSums:
-    """What a round needs of some points; exact, so that the order of adding does not matter."""
+    """What a round needs of some points; whole numbers, so that the order of adding does not matter.
 
-    sums_KD: npt.NDArray[np.float64]
+    Attributes:
+        sums_KD: Of each cluster's points, in units of 2^-24.
+        counts_K: Points of each.
+        potential: Sum of one minus the similarity to the nearest centroid, in the same units.
+    """
+
+    sums_KD: Ints
     counts_K: Ints
-    potential: float
+    potential: int
 
     def __add__(self, other: "ClusterSums") -> "ClusterSums":
         return ClusterSums(
@@ -144,9 +152,9 @@ def lloyd(points: Points, centroids_KD: Floats, rounds: int) -> Clusters:
         found = sums_of(points, centroids_KD)
         moved_KD = next_centroids(found, centroids_KD)
         if np.array_equal(moved_KD, centroids_KD):
-            return Clusters(centroids_KD, found.potential, number)
+            return Clusters(centroids_KD, found.potential * _GRID, number)
         centroids_KD = moved_KD
-    return Clusters(centroids_KD, sums_of(points, centroids_KD).potential, rounds)
+    return Clusters(centroids_KD, sums_of(points, centroids_KD).potential * _GRID, rounds)
 
 
 def sums_of(points: Points, centroids_KD: Floats) -> ClusterSums:
@@ -162,10 +170,11 @@ def assign(points: Points, centroids_KD: Floats) -> tuple[npt.NDArray[np.int32],
 
 def next_centroids(found: ClusterSums, centroids_KD: Floats) -> Floats:
     """The directions of the sums; a cluster without points, or whose points cancel out, keeps its centroid."""
-    norms_K = np.linalg.norm(found.sums_KD, axis=1)
+    sums_KD = found.sums_KD.astype(np.float64)
+    norms_K = np.linalg.norm(sums_KD, axis=1)
     lives = (found.counts_K > 0) & (norms_K > 0)
     moved_KD = centroids_KD.copy()
-    moved_KD[lives] = (found.sums_KD[lives] / norms_K[lives, None]).astype(np.float32)
+    moved_KD[lives] = (sums_KD[lives] / norms_K[lives, None]).astype(np.float32)
     return moved_KD
 
 
@@ -236,8 +245,8 @@ def _from_one_start(points: Points, clusters: int, stream: Stream, rounds: int) 
 
 
 def _some_of(sample_ND: Vectors, clusters: int, stream: Stream) -> Floats:
-    floats_ND = sample_ND.astype(np.float32)
-    return normalised(floats_ND[choose_start(floats_ND, clusters, stream)])
+    floats_ND = normalised(sample_ND)
+    return floats_ND[choose_start(floats_ND, clusters, stream)]
 
 
 def shares(sizes: Ints, total: int) -> Ints:
@@ -271,12 +280,13 @@ class _SumsOfChunk:
         clusters_N, similarity_N = _nearest(chunk_ND, self.centroids_KD)
         order = np.argsort(clusters_N, kind="stable")
         counts_K = np.bincount(clusters_N, minlength=len(self.centroids_KD))
-        sums_KD = np.zeros(self.centroids_KD.shape)
+        sums_KD = np.zeros(self.centroids_KD.shape, np.int64)
         held = np.flatnonzero(counts_K)
         starts = np.concatenate([[0], np.cumsum(counts_K[held])[:-1]])
-        sums_KD[held] = np.add.reduceat(chunk_ND[order].astype(np.float64), starts, axis=0)
-        distances = np.round((1.0 - similarity_N.astype(np.float64)) / _GRID) * _GRID
-        return ClusterSums(sums_KD, counts_K.astype(np.int64), float(distances.sum()))
+        # Of one chunk float64 is exact, and faster.
+        sums_KD[held] = np.add.reduceat(chunk_ND[order].astype(np.float64), starts, axis=0) / _GRID
+        distances = np.rint((1.0 - similarity_N.astype(np.float64)) / _GRID)
+        return ClusterSums(sums_KD, counts_K.astype(np.int64), int(distances.sum()))
 
 
 _NEAREST = np.dtype([("cluster", np.int32), ("similarity", np.float32)])

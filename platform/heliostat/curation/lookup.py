@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.curation.curate import Curated
+from heliostat.curation.curate import DEDUP_WEIGHTS, Curated
 from heliostat.curation.deduplication import plan_dedup
-from heliostat.curation.image_maps import decode_small, results_folder
+from heliostat.curation.image_maps import decode_small, results_folder, stored_results
 from heliostat.curation.kmeans import Ints, Vectors
 from heliostat.curation.results import ResultFolder, vectors_of
 from heliostat.curation.similarity import UNIT, exact_similarities, units_of
@@ -57,7 +57,7 @@ def find_nearest(root: Store, recipe: CurateRecipe, curated: Curated, image: byt
         CorruptResultError: embeddings of the dataset are damaged.
         HeliostatError: as ``plan_dedup``.
     """
-    plan = plan_dedup(root, recipe.dedup)
+    plan = plan_dedup(root, recipe.dedup, curated.inputs.get(DEDUP_WEIGHTS))
     if plan is None:
         raise InvalidValueError(
             f"the curation {recipe.name!r} looked for exact copies only: dedup.embedding.source is null",
@@ -68,17 +68,18 @@ def find_nearest(root: Store, recipe: CurateRecipe, curated: Curated, image: byt
     universe = Universe(root, [Part(name=recipe.name, manifest_sha256=curated.manifest_sha256)])
     rows = np.sort(universe.rows_of(recipe.name))
     folder = results_folder(root, plan.function)
-    keys = folder.found()
-    best_row, best, compared = -1, -1.0, 0
+    keys = stored_results(folder)
+    best, best_shard, best_place, compared = -1.0, universe.shards[0], -1, 0
     for shard in universe.shards:
-        places = rows[(rows >= shard.first) & (rows < shard.first + shard.rows)] - shard.first
-        if not len(places) or shard.name not in keys:
+        first, last = np.searchsorted(rows, [shard.first, shard.first + shard.rows]).tolist()
+        key, _ = keys.get(shard.name, (None, 0))
+        if first == last or key is None:
             continue
-        place, similarity, usable = _most_similar(folder, keys[shard.name], places, query)
+        place, similarity, usable = _most_similar(folder, key, rows[first:last] - shard.first, query)
         compared += usable
         if usable and similarity > best:
-            best_row, best = shard.first + place, similarity
-    found = universe.listing().ids[best_row].tobytes().hex() if compared else None
+            best, best_shard, best_place = similarity, shard, place
+    found = universe.ids_of(best_shard)[best_place].tobytes().hex() if compared else None
     return Nearest(found, best, plan.threshold, compared, len(rows))
 
 

@@ -7,8 +7,10 @@ that a stage that was killed goes on with what is missing; a reader compares the
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,7 +33,7 @@ class ResultFolder:
         self.store = store
 
     def found(self) -> dict[str, str]:
-        """Keys of the results by their names. What was written twice is there once, always the same."""
+        """Keys of the results by their names; of one that was written twice the lowest hash, whoever looks."""
         keys = [info.key for info in self.store.list() if info.key.endswith(_END)]
         return {key[: -_HASH_CHARS - len(_END) - 1]: key for key in sorted(keys, reverse=True)}
 
@@ -66,7 +68,12 @@ class ResultFolder:
 
 def vector_column(vectors_ND: Vectors) -> pa.FixedSizeListArray:
     """Vectors as a column, one list of float16 per row."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.reshape(-1)), vectors_ND.shape[1])
+    return list_column(vectors_ND)
+
+
+def list_column(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """An array (N, M) as a column of N lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
 
 def vectors_of(column: pa.ChunkedArray) -> Vectors:

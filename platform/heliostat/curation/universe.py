@@ -79,12 +79,12 @@ class Universe:
         self.parts = tuple(Part(name=each.name, manifest_sha256=each.sha256) for each in self.manifests)
         self.shards = tuple(_unique_shards(self.manifests))
         self._by_name = {shard.name: shard for shard in self.shards}
-        self._firsts = np.array([shard.first for shard in self.shards])
+        self._firsts = np.array([shard.first for shard in self.shards], np.int64)
 
     @property
     def rows(self) -> int:
         """Of all shards."""
-        return self.shards[-1].first + self.shards[-1].rows
+        return self.shards[-1].first + self.shards[-1].rows if self.shards else 0
 
     def rows_of(self, dataset: str) -> Ints:
         """Numbers of the rows of a dataset, ascending."""
@@ -122,6 +122,17 @@ class Universe:
             widths[here], heights[here] = found["width"], found["height"]
         return Listing(ids, widths, heights, sizes, known, problems)
 
+    def ids_of(self, shard: UniverseShard) -> npt.NDArray[np.void]:
+        """Ids of a shard's rows, ``V32``.
+
+        Raises:
+            CorruptShardError: its index is damaged or gone.
+        """
+        found = self._index(shard)
+        if isinstance(found, CorruptShardError):
+            raise found
+        return np.asarray(found["id"])
+
     def _index(self, shard: UniverseShard) -> Index | CorruptShardError:
         manifest = self.manifests[shard.part]
         try:
@@ -132,7 +143,7 @@ class Universe:
     def _numbers(self, manifest: DatasetManifest, rows: Ints) -> Ints:
         """Numbers in the universe of rows of a manifest."""
         starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-        firsts = np.array([self._by_name[_name_of(shard)].first for shard in manifest.shards])
+        firsts = np.array([self._by_name[_name_of(shard)].first for shard in manifest.shards], np.int64)
         shards = np.searchsorted(starts, rows, side="right") - 1
         numbers: Ints = firsts[shards] + rows - starts[shards]
         return numbers

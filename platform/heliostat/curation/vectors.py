@@ -1,14 +1,17 @@
 """The vectors of a universe's rows: where they lie, and which of them a stage wants."""
 
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from heliostat.curation.dedup import Bools
-from heliostat.curation.image_maps import PROBLEM, MapResults
+from heliostat.curation.image_maps import PROBLEM, MapResults, Run
 from heliostat.curation.kmeans import Ints, Vectors
 from heliostat.curation.results import ResultFolder, vectors_of
 from heliostat.curation.universe import Universe
@@ -95,31 +98,48 @@ class Embedded:
 
 
 def embedded(universe: Universe, results: MapResults) -> Embedded:
-    """Look through the results of an embedding for images that could not be read."""
+    """Look through the results of an embedding for images that could not be read; most say in their names that none."""
     has_vector = np.zeros(universe.rows, np.bool_)
     problems: dict[int, str] = {}
     width = 0
     for number, shard in enumerate(universe.shards):
         if results.keys[number] is None:
             continue
-        column = results.table(number, [PROBLEM])[PROBLEM]
-        good = pc.is_null(column).to_numpy()
+        good = np.ones(shard.rows, np.bool_)
+        if results.unreadable[number]:
+            column = results.table(number, [PROBLEM])[PROBLEM]
+            good = pc.is_null(column).to_numpy()
+            problems |= {shard.first + place: column[place].as_py() for place in np.flatnonzero(~good).tolist()}
         has_vector[shard.first : shard.first + shard.rows] = good
-        for place in np.flatnonzero(~good).tolist():
-            problems[shard.first + place] = column[place].as_py()
         if not width and good.any():
             width = results.table(number, [VECTOR]).schema.field(VECTOR).type.list_size
-    firsts = np.array([shard.first for shard in universe.shards])
+    firsts = np.array([shard.first for shard in universe.shards], np.int64)
     return Embedded(results.folder, results.keys, firsts, has_vector, problems, width)
 
 
-def take_rows(parts: Sequence[VectorPart], folder: ResultFolder, numbers: Ints) -> Vectors:
-    """Some of all rows of parts, by their place in them one after the other (ascending), (n, D)."""
+def take_rows(parts: Sequence[VectorPart], folder: ResultFolder, numbers: Ints, run: Run) -> Vectors:
+    """Some of all rows of parts, by their place in them one after the other (ascending), (n, D); read by tasks."""
     ends = np.cumsum([len(part.places) for part in parts])
-    found = []
-    for part, end in zip(parts, ends.tolist(), strict=True):
-        start = end - len(part.places)
-        here = numbers[(numbers >= start) & (numbers < end)] - start
-        if len(here):
-            found.append(VectorPart(part.shard, part.key, part.first, part.places[here]).load(folder))
-    return np.concatenate(found)
+    cuts = [0, *np.searchsorted(numbers, ends).tolist()]
+    starts = [0, *ends.tolist()]
+    payloads = [
+        (number, json.dumps([part.key]).encode() + b"\n" + part.places[numbers[first:last] - start].tobytes())
+        for number, (part, start, (first, last)) in enumerate(zip(parts, starts, pairwise(cuts), strict=False))
+        if first < last
+    ]
+    taken = dict(run(iter(payloads), _TakeRows(folder)))
+    return np.concatenate([np.load(io.BytesIO(taken[number]), allow_pickle=False) for number, _ in payloads])
+
+
+@dataclass(frozen=True, slots=True)
+class _TakeRows:
+    """A task: some vectors of one shard."""
+
+    folder: ResultFolder
+
+    def __call__(self, payload: bytes) -> bytes:
+        header, _, places = payload.partition(b"\n")
+        (key,) = json.loads(header)
+        sink = io.BytesIO()
+        np.save(sink, VectorPart(0, key, 0, np.frombuffer(places, np.int64)).load(self.folder), allow_pickle=False)
+        return sink.getvalue()

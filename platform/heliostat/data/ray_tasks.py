@@ -112,7 +112,13 @@ def _quiet() -> Iterator[None]:
 
 class _Kept:
     def __init__(self, make: Callable[[], Task]) -> None:
-        self._task = make()
+        self._make = make
+        self._made: Task | None = None
+
+    def _task(self, payload: bytes) -> bytes:
+        if self._made is None:  # not before: an error of an actor's constructor reaches nobody as what it is
+            self._made = self._make()
+        return self._made(payload)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return _run_block(block, self._task)
@@ -127,11 +133,16 @@ def _run_one(index: int, payload: bytes, task: Task) -> dict[str, object]:
     try:
         return {"index": index, "result": task(payload), "failure": None}
     except HeliostatError as error:
-        failure = [type(error).__name__, error.fact, error.next_step]
+        failure = [_kind_of(error), error.fact, error.next_step]
     except OSError as error:  # sources answer for theirs: this is the disk on which a task assembles what it uploads
         fact = f"a task cannot work in {tempfile.gettempdir()}: {error.strerror or type(error).__name__}"
         failure = [StoreFailedError.__name__, fact, "Free space there, or point TMPDIR to another disk"]
     return {"index": index, "result": None, "failure": failure}
+
+
+def _kind_of(error: HeliostatError) -> str:
+    """The class of ours that it is of: Ray, and plug-ins, derive classes of their own."""
+    return next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
 
 
 def _results(block: pa.Table) -> Iterator[tuple[int, bytes]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.curation_pictures import encoded, recompressed, scene
+from support.curation_pictures import Plugin, encoded, recompressed, scene
 from support.small_datasets import store_dataset, store_selection
 from support.small_ray import small_ray
 from support.work_here import run_here
@@ -18,10 +18,17 @@ from support.work_here import run_here
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.curate import Curated, Stopped, curate, fates_folder, load_result, pin
 from heliostat.curation.fates import Fate, fates_in, find_fate, read_fates
+from heliostat.curation.image_maps import results_folder
 from heliostat.curation.lookup import find_nearest
 from heliostat.data.manifest import dataset_store, load_manifest
 from heliostat.data.reading import RowReader
-from heliostat.errors import PluginFailedError, RejectedImageError, SelectionError
+from heliostat.errors import (
+    ChangedConfigError,
+    CorruptShardError,
+    PluginFailedError,
+    RejectedImageError,
+    SelectionError,
+)
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 
@@ -328,3 +335,105 @@ def test_curate__says_so_where_nothing_is_left(tmp_path: Path) -> None:
         levels = {"cluster": {"levels": [{"clusters": 2}]}} if more else {}
         with pytest.raises(SelectionError):
             run(root, pool=["crawl"], filter={**FILTER, "min_side_px": 5000}, **more, **levels)
+
+
+def test_curate__another_curation_of_the_same_images_does_not_mix_up_numbers(tmp_path: Path) -> None:
+    """A dataset before the pool moves the numbers of all its rows; what an earlier curation kept has the old ones."""
+    expected: set[str] = set()
+    for root in (LocalStore(tmp_path / "fresh"), LocalStore(tmp_path / "used")):
+        pool = [encoded(scene(number)) for number in range(18)] + [recompressed(number) for number in (1, 5, 9, 13)]
+        store_dataset(root, pool, "crawl", group_rows=4, shard_groups=1)
+        store_dataset(root, [encoded(scene(number)) for number in range(30, 34)], "good", group_rows=4, shard_groups=1)
+        if root.root.name == "used":
+            run(root, name="first", pool=["crawl"])
+        found, _ = run(root, pool=["crawl"], as_is=["good"])
+        assert found.images == 18 + 4
+        expected = expected or images_of(root, "best")
+        assert images_of(root, "best") == expected
+
+
+def test_curate__leaves_out_images_of_a_benchmark_by_their_bytes(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    both = encoded(scene(3))
+    store_dataset(root, [both, encoded(scene(4))], "crawl")
+    store_dataset(root, [both, encoded(scene(5))], "good")
+    store_dataset(root, [both], "test")
+    found, fates = run(root, pool=["crawl"], as_is=["good"], dedup={**DEDUP, "threshold": 1.0, "benchmarks": ["test"]})
+    assert (fates[name_of(both)].stage, fates[name_of(both)].dataset) in {("benchmarks", "crawl"), ("as is", "good")}
+    (record,) = [each for each in found.records if each.name == "exact duplicates"]
+    assert record.details["as is, and of a benchmark"] == 1
+    assert found.reasons["benchmarks", "in a component with an image of a benchmark", False] == 1
+
+
+@pytest.mark.parametrize("lost", ["key", "index_key"])
+def test_curate__stops_where_a_benchmark_cannot_be_read(tmp_path: Path, lost: str) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(number)) for number in range(3)], "crawl")
+    (shard,) = store_dataset(root, [recompressed(0), recompressed(9)], "test").shards
+    store = dataset_store(root, "test")
+    data = store.get(getattr(shard, lost))
+    store.delete(getattr(shard, lost))
+    with pytest.raises(CorruptShardError, match="2 images of test cannot be compared with the pool"):
+        run(root, pool=["crawl"], dedup={**DEDUP, "benchmarks": ["test"]})
+    store.put(getattr(shard, lost), data)  # repaired: what was found damaged is looked at again
+    run(root, pool=["crawl"], dedup={**DEDUP, "benchmarks": ["test"]})
+    assert images_of(root, "best") == {name_of(encoded(scene(number))) for number in (1, 2)}
+
+
+@pytest.mark.parametrize("method", ["sample", "clusters"])
+def test_curate__a_set_that_cannot_be_read_retrieves_nothing(tmp_path: Path, method: str) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [encoded(scene(number)) for number in range(5)], "crawl")
+    (shard,) = store_dataset(root, [recompressed(0)], "wanted").shards
+    dataset_store(root, "wanted").delete(shard.key)
+    found, _ = run(
+        root,
+        pool=["crawl"],
+        embedding={"source": "support.curation_pictures:MeanColour"},
+        retrieve=[{"dataset": "wanted", "method": method, "min_hits": 0}],
+        cluster={"levels": [{"clusters": 2, "resamplings": 0}]},
+        sample=3,
+    )
+    (record,) = [each for each in found.records if each.name == "retrieval: wanted"]
+    assert (record.details["retrieved"], record.details["unreadable queries"]) == (0, 1)
+    assert found.images == 3
+
+
+def test_curate__a_dataset_without_images_is_no_obstacle(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    store_dataset(root, [], "nothing")
+    store_dataset(root, [encoded(scene(0))], "crawl")
+    found, _ = run(root, pool=["nothing", "crawl"])
+    assert (found.images, found.pool) == (1, 1)
+    with pytest.raises(SelectionError):
+        run(root, name="other", pool=["nothing"])
+
+
+def test_curate__a_list_that_has_changed_since_the_start_is_refused(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path / "root")
+    store_dataset(root, [encoded(scene(0)), encoded(scene(1))], "crawl")
+    denied = tmp_path / "deny.txt"
+    denied.write_text("0.jpg\n")
+    recipe = CurateRecipe.model_validate(
+        {
+            "kind": "curate",
+            "name": "best",
+            "root": root.url,
+            "pool": ["crawl"],
+            "filter": {**FILTER, "deny": str(denied)},
+        }
+    )
+    pinned = pin(root, recipe)
+    denied.write_text("1.jpg\n")
+    with pytest.raises(ChangedConfigError, match=r"deny\.txt' is not what it was"):
+        curate(root, recipe, pinned, run_here, lambda stage, done, total: None)
+
+
+def test_results_folder__is_another_one_for_every_fingerprint(tmp_path: Path) -> None:
+    root = LocalStore(tmp_path)
+    folders = {
+        results_folder(root, Plugin("safety", fingerprint)).store.url  # type: ignore[arg-type]
+        for fingerprint in ("nsfw-vit-base-2024-01", "nsfw-vit-base-2024-02", "2024/01")
+    }
+    assert len(folders) == 3
+    assert not any(name in url for url in folders for name in ("nsfw", "2024"))

@@ -16,6 +16,8 @@ from heliostat.config.curate import CurateRecipe
 from heliostat.curation.curate import Curated, curate, fates_folder, pin
 from heliostat.curation.fates import read_fates
 from heliostat.curation.image_maps import Run
+from heliostat.data.ray_tasks import run_tasks
+from heliostat.errors import PluginFailedError
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 
@@ -93,6 +95,15 @@ def test_curate__a_worker_killed_in_every_stage_costs_one_block_each(
     assert len(counts) >= 8
     assert all(killed == 1 and begun <= items + 1 for items, begun, killed in counts)
     assert "clusters" in holders
+    assert any(stage.endswith("neighbours") for stage in holders)
+
+
+def test_curate__an_error_of_a_worker_arrives_as_what_it_is(tmp_path: Path) -> None:
+    root = pool(tmp_path)
+    recipe = {**RECIPE, "root": root.url, "filter": {"plugins": ["support.curation_pictures:NeverOpens"]}}
+    parsed = CurateRecipe.model_validate(recipe)
+    with pytest.raises(PluginFailedError, match="never-opens failed: OSError: no weights"):
+        curate(root, parsed, pin(root, parsed), run_tasks, lambda stage, done, total: None)
 
 
 def test_curate__stopped_in_every_stage_goes_on_and_repeats_nothing_that_was_done(

@@ -10,15 +10,19 @@ import pytest
 from support.points import stored, surface
 from support.processes import kill_own
 from support.small_ray import small_ray
+from support.work_here import run_here
 
 from heliostat.config.curate import SearchConfig
-from heliostat.curation.kmeans import InMemory, Ints, Vectors, kmeans
+from heliostat.curation import neighbours as module
+from heliostat.curation.hierarchy import LevelPlan, cluster_levels
+from heliostat.curation.index import IndexPlan
+from heliostat.curation.kmeans import InMemory, Ints, Vectors, sample_rows
 from heliostat.curation.neighbours import Found, NeighbourTable, Search, find_neighbours
 from heliostat.curation.ray_points import divide, ray_points
 from heliostat.curation.results import ResultFolder
-from heliostat.curation.vectors import VectorPart
+from heliostat.curation.vectors import VectorPart, take_rows
 from heliostat.data.ray_tasks import run_tasks
-from heliostat.errors import CorruptResultError
+from heliostat.errors import CorruptResultError, InvalidValueError
 from heliostat.storage.local import LocalStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -85,12 +89,60 @@ def test_find_neighbours__by_lists_reaches_the_recall_that_was_asked_for(tmp_pat
     assert recall(neighbours, truth(vectors)) >= 0.95
 
 
-def test_find_neighbours__does_not_depend_on_shards_and_passes(tmp_path: Path, vectors: Vectors) -> None:
+@pytest.mark.parametrize("config", [{}, {"flat_rows": 0}, {"flat_rows": 0, "code": "rabitq"}], ids=str)
+def test_find_neighbours__does_not_depend_on_shards_and_passes(
+    tmp_path: Path, vectors: Vectors, config: dict[str, Any]
+) -> None:
     """With a GiB so small that a shard is one part, and memory for one shard at a time."""
-    one = whole(search(LocalStore(tmp_path), vectors, "one"))
-    many = search(LocalStore(tmp_path), vectors, "many", shard_gib=PER_SHARD * 170 / 2**30)
+    one = whole(search(LocalStore(tmp_path), vectors, "one", run_here, **config))
+    many = search(LocalStore(tmp_path), vectors, "many", run_here, **config, shard_gib=PER_SHARD * 60 / 2**30)
     assert many.keys[0].count("-of-8") == 1
     assert same(whole(many), one)
+
+
+def test_find_neighbours__a_start_with_another_division_takes_nothing_of_the_first(
+    tmp_path: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second of two passes, and started again with other shards, two passes again."""
+    expected = whole(search(LocalStore(tmp_path), vectors, "calm", run_here))
+
+    def in_shards(count: int, stop_after: int) -> Found:
+        done = 0
+
+        def run(payloads: Any, task: Any) -> Iterator[tuple[int, bytes]]:
+            nonlocal done
+            for result in run_here(payloads, task):
+                yield result
+                done += 1
+                if done == stop_after:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "_fitting", lambda shards, plan, gpus: -(-len(shards) // 2))
+        bytes_of_shard = ROWS * (WIDTH * 6 + 8) / count
+        return search(LocalStore(tmp_path), vectors, "stopped", run, shard_gib=bytes_of_shard / 2**30)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_shards(2, stop_after=11)
+    assert same(whole(in_shards(4, stop_after=-1)), expected)
+
+
+def test_find_neighbours__says_where_no_node_holds_a_shard(tmp_path: Path, vectors: Vectors) -> None:
+    with pytest.raises(InvalidValueError, match=r"search\.gpus is 1, and no node has so many"):
+        search(LocalStore(tmp_path), vectors, flat_rows=0, gpus=1.0)
+    huge = [[VectorPart(0, "", 0, np.arange(2**33, 2**33 + 1))]]
+    with pytest.raises(InvalidValueError, match=r"no node has so much memory"):
+        module._fitting(huge, IndexPlan(1, "sq8", 2**40), 0.0)
+
+
+def test_find_neighbours__names_vectors_that_are_damaged(tmp_path: Path, vectors: Vectors) -> None:
+    root = LocalStore(tmp_path)
+    folder, parts = stored(root, vectors, PER_SHARD)
+    folder.store.delete(parts[3].key)
+    queries = parts[:1]  # the search alone reads the damaged part
+    asked = Search(folder, root.sub("index"), ResultFolder(root.sub("found")), parts, queries, WIDTH, K, 0)
+    with pytest.raises(CorruptResultError) as error:
+        find_neighbours(asked, SearchConfig.model_validate({}), run_tasks)
+    assert "is gone" in error.value.fact
 
 
 def test_find_neighbours__goes_on_when_a_shard_dies(tmp_path: Path, vectors: Vectors) -> None:
@@ -132,11 +184,23 @@ def test_ray_points__give_the_same_clusters_at_any_number_of_workers(
     tmp_path: Path, vectors: Vectors, actors: int
 ) -> None:
     folder, parts = stored(LocalStore(tmp_path), vectors, PER_SHARD)
+    plans = [LevelPlan(20, resamplings=2, closest=3, rounds=5, starts=2), LevelPlan(4, rounds=5)]
     with ray_points(folder, parts, actors) as points:
-        found = kmeans(points, 20, (3,), rounds=6)
-    alone = kmeans(_InParts(vectors), 20, (3,), rounds=6)
-    assert np.array_equal(found.centroids_KD, alone.centroids_KD)
-    assert found.potential == alone.potential
+        found = cluster_levels(points, plans, 3, {})
+    alone = cluster_levels(_InParts(vectors), plans, 3, {})
+    for mine, theirs in zip(found, alone, strict=True):
+        assert np.array_equal(mine.centroids_KD, theirs.centroids_KD)
+        assert np.array_equal(mine.assignment, theirs.assignment)
+
+
+def test_ray_points__take_rows_of_any_actor(tmp_path: Path, vectors: Vectors) -> None:
+    folder, parts = stored(LocalStore(tmp_path), vectors, PER_SHARD)
+    asked = sample_rows(ROWS, 77, (5,))
+    few = np.array([PER_SHARD * 3 - 1, PER_SHARD * 3])
+    with ray_points(folder, parts, 3) as points:
+        assert np.array_equal(points.take(asked), vectors[asked])
+        assert np.array_equal(points.take(few), vectors[few])
+    assert np.array_equal(take_rows(parts, folder, asked, run_here), vectors[asked])
 
 
 def test_ray_points__read_again_when_a_worker_dies(tmp_path: Path, vectors: Vectors) -> None:
