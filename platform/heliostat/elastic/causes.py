@@ -94,15 +94,16 @@ def classify(failures: Sequence[WorkerFailure], hung: Mapping[int, float] | None
         failures: Of the workers that have failed; not empty.
         hung: Workers that were ended because they had not moved for so many seconds.
     """
-    if hung:
-        ranks = tuple(sorted(hung))
-        return _of(Cause.HANG, [each for each in failures if each.rank in hung] or failures, _silence(hung), ranks)
+    # Who hangs is to blame for the others; but a node that goes without a word looks like a hang of its workers.
+    blamed = [each for each in failures if each.rank in hung] if hung else failures
     for cause, chosen in (
-        (Cause.PREEMPTED, [each for each in failures if each.is_gone and each.fate is NodeFate.DRAINING]),
-        (Cause.NODE_LOST, [each for each in failures if each.fate is NodeFate.DEAD]),
+        (Cause.PREEMPTED, [each for each in blamed if each.is_gone and each.fate is NodeFate.DRAINING]),
+        (Cause.NODE_LOST, [each for each in blamed if each.fate is NodeFate.DEAD]),
     ):
         if chosen:
             return _of(cause, chosen)
+    if hung:
+        return _of(Cause.HANG, blamed or failures, _silence(hung), tuple(sorted(hung)))
     told = [each for each in failures if not each.is_gone and not is_collateral(each.error)]
     gone = [each for each in failures if each.is_gone]
     if told and not gone:

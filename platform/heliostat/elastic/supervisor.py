@@ -365,15 +365,25 @@ class Supervisor:
         """What has become of a node."""
         if self._group is not None and node_id in self._group.noticed:
             return NodeFate.DRAINING
-        if node_id not in self._nodes.nodes or node_id in self._nodes.suspects:
+        if self.is_gone(node_id):
             return NodeFate.DEAD
         return NodeFate.DRAINING if node_id in self._nodes.draining() else NodeFate.ALIVE
 
+    def is_gone(self, node_id: str) -> bool:
+        """Whether a node is dead or does not answer, announced or not."""
+        return node_id not in self._nodes.nodes or node_id in self._nodes.suspects
+
     def probe_nodes(self) -> None:
         """Some workers have failed: find out which of their nodes are still there, sooner than Ray does."""
-        if self._group is not None:
+        from ray.exceptions import RayError
+
+        if self._group is None:
+            return
+        try:
             self._look(self._group.on_node)
-            self._nodes.probe(self._group.on_node)
+        except RayError as error:  # then those that were there are asked
+            _log.warning("a look at the cluster failed: %s", error)
+        self._nodes.probe(self._group.on_node)
 
     def gave_up(self, error: HeliostatError) -> None:
         """An error of the supervisor's own ends the run."""

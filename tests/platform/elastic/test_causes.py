@@ -50,6 +50,9 @@ def gone(rank: int, error: BaseException = DIED, fate: NodeFate = NodeFate.ALIVE
         ([told(1, BUG), gone(0)], {}, Cause.WORKER_CRASH, (0,)),  # an error beside a death may be its consequence
         ([gone(2), told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
         ([told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
+        ([gone(2, fate=NodeFate.DEAD), told(0, RESET)], {2: 26.0}, Cause.NODE_LOST, (2,)),  # its node went silently
+        ([gone(2, fate=NodeFate.DRAINING), told(0, RESET)], {2: 26.0}, Cause.PREEMPTED, (2,)),
+        ([gone(2), gone(1, fate=NodeFate.DEAD)], {2: 26.0}, Cause.HANG, (2,)),
     ],
 )
 def test_classify__table(
