@@ -1,11 +1,14 @@
 """The workers of an attempt as the driver knows them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from heliostat.elastic.causes import Cause
 from heliostat.elastic.signals import Pulse
+
+
+_SPARE_STOP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +58,22 @@ class Watched:
     def ranks_on(self, nodes: set[str]) -> list[int]:
         """Workers on some nodes."""
         return [member.rank for member in self.members if member.node_id in nodes]
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long steps and checkpoints take; an attempt that is too young to say is taken for like the one before."""
+
+    step_s: float = 0.0
+    save_s: float = 0.0
+
+    def learn(self, pulses: Iterable[Pulse]) -> None:
+        """Take in what the workers of an attempt say."""
+        heard = list(pulses)
+        self.step_s = max((pulse.step_s for pulse in heard), default=0.0) or self.step_s
+        self.save_s = max((pulse.save_s for pulse in heard), default=0.0) or self.save_s
+
+    @property
+    def stop_s(self) -> float:
+        """How long before a deadline to stop, so that the last step is saved in time."""
+        return _SPARE_STOP_S + 2 * self.step_s + 2 * self.save_s

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from heliostat.config.scaling import ScalingConfig
 from heliostat.elastic.causes import Budgets, Cause, Interruption, NodeFate, WorkerFailure, classify
-from heliostat.elastic.group import Group, Watched
+from heliostat.elastic.group import Group, Pace, Watched
 from heliostat.elastic.health import hung_ranks, stragglers
 from heliostat.elastic.keeping import Keeping
 from heliostat.elastic.nodes import NodeWatch, clocks, read_nodes
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 _STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
-_SPARE_STOP_S = 1.0
 _WAIT_TOLD_S = 2.0
 _WAIT_TOLD_AGAIN_S = 60.0
 _OF_RAY_TRAIN = StandbyKind({}, 1, is_nested=False)
@@ -73,7 +72,11 @@ class Supervisor:
         self._group: Watched | None = None
         self._keeping = Keeping(spec.run_id)
         self._attempt = 0
+        self._steps_done = 0
+        """Of the run, when that attempt was last heard of."""
         self._furthest = 0
+        """Steps that any attempt has done."""
+        self._pace = Pace()
         self._waits_since: float | None = None
         self._told_wait_at = -math.inf
         self._not_before = -math.inf
@@ -89,14 +92,12 @@ class Supervisor:
 
     def _limits(self) -> Limits:
         scaling = self._spec.scaling
-        pulses = self._group.pulses.values() if self._group else ()
-        step_s, save_s = (max((getattr(each, name) for each in pulses), default=0.0) for name in ("step_s", "save_s"))
         return Limits(
             scaling.min_workers,
             scaling.workers,
             self._spec.slots,
             grow_patience_s=scaling.grow_patience_s,
-            stop_s=_SPARE_STOP_S + 2 * step_s + 2 * save_s,
+            stop_s=self._pace.stop_s,
         )
 
     # Between attempts.
@@ -207,9 +208,10 @@ class Supervisor:
             if member.rank not in group.calls:
                 group.calls[member.rank] = member.call(pulse)
         first = group.pulses.get(0)
-        if first is not None:
-            self._attempt = max(self._attempt, first.attempt)
+        if first is not None and first.attempt >= self._attempt:
+            self._attempt, self._steps_done = first.attempt, first.steps_done
             self._furthest = max(self._furthest, first.steps_done)
+        self._pace.learn(group.pulses.values())
         if any(each.lost_holder for each in group.pulses.values()):
             self._keeping.repair(group, *self._reachable_and_usable())
 
@@ -330,7 +332,7 @@ class Supervisor:
         self._group = None
         self._event(
             EventType.INTERRUPTED,
-            step=self._furthest,
+            step=self._steps_done,
             cause=str(found.cause),
             ranks=list(found.ranks),
             nodes=list(found.nodes),

@@ -233,7 +233,9 @@ def test_decisions__patience_that_is_over_ends_the_run() -> None:
         (BUG, False),
     ],
 )
-def test_failure_policy__what_ray_raises_while_it_starts_is_a_start_that_failed(error: Exception, goes_on: bool) -> None:
+def test_failure_policy__what_ray_raises_while_it_starts_is_a_start_that_failed(
+    error: Exception, goes_on: bool
+) -> None:
     looks = Looks(error)
     decision = _Failures(cast(Any, SimpleNamespace(supervisor=looks))).make_decision(ControllerError(error))
     assert decision is (FailureDecision.RETRY if goes_on else FailureDecision.RAISE)
