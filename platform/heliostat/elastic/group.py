@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from heliostat.elastic.causes import Cause
 from heliostat.elastic.signals import Pulse
 
-
 _SPARE_STOP_S = 1.0
 
 
@@ -43,9 +42,11 @@ class Watched:
     """Nodes that were announced to go."""
     stopping: Cause | None = None
     hung: dict[int, float] = field(default_factory=dict)
+    """Workers that are to be ended because they hang, and for how many seconds they did when that was found."""
+    unended: set[int] = field(default_factory=set)
+    """Those of them that could not be ended yet."""
+    end_again_at: float = 0.0
     named: set[int] = field(default_factory=set)
-    standby_on: set[str] = field(default_factory=set)
-    """Nodes that were asked for processes that stand by."""
 
     @property
     def on_node(self) -> dict[str, int]:

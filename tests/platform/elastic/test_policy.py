@@ -28,6 +28,7 @@ LIMITS = Limits(min_workers=2, max_workers=8, slots=24, settle_s=1, grow_patienc
         (ClusterView(8, quiet_s=0.5), 0, Wait()),  # more nodes may go, or be found gone
         (ClusterView(1, quiet_s=100), 0, Wait()),
         (ClusterView(2, quiet_s=100), 0, Resize(2)),
+        (ClusterView(8, quiet_s=0.5, room_s=3), 0, Resize(8)),  # among many nodes there is never a rest
         (ClusterView(7, quiet_s=1), 0, Resize(6)),  # 24 slots: 7 workers take as many rounds as 6
         (ClusterView(0, quiet_s=100), 0, Wait()),
         # Nothing to do.
@@ -38,6 +39,9 @@ LIMITS = Limits(min_workers=2, max_workers=8, slots=24, settle_s=1, grow_patienc
         # Growth has to last.
         (ClusterView(6, quiet_s=9.9), 4, Keep()),
         (ClusterView(6, quiet_s=10), 4, Resize(6)),
+        (ClusterView(6, quiet_s=0, room_s=29), 4, Keep()),
+        (ClusterView(6, quiet_s=0, room_s=30), 4, Resize(6)),  # others come and go, but there has been room all along
+        (ClusterView(6, quiet_s=0, room_s=30, flaps=1), 4, Keep()),
         (ClusterView(6, quiet_s=10, flaps=1), 4, Keep()),
         (ClusterView(6, quiet_s=40, flaps=1), 4, Resize(6)),
         (ClusterView(6, quiet_s=40, flaps=1, longest_flap_s=21), 4, Keep()),  # the last one stayed half as long

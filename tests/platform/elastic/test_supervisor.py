@@ -1,6 +1,7 @@
 """The driver's bookkeeping, with nodes and workers that are made up."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from heliostat.elastic.group import Member, Watched
 from heliostat.elastic.nodes import Node
 from heliostat.elastic.signals import Order, Pulse
 from heliostat.elastic.supervisor import Supervisor, SupervisorSpec
+from heliostat.errors import FencedError, StoreUnreachableError
 from heliostat.observe.events import Event, EventType, read_events
 from heliostat.storage import Store, open_store
 
@@ -23,6 +25,13 @@ DIED = RuntimeError("The actor died unexpectedly")
 
 def pulse(attempt: int, steps_done: int, step_s: float = 0.0, save_s: float = 0.0) -> Pulse:
     return Pulse(attempt, steps_done, 1, 0.0, True, 0.0, (), step_s, save_s, False)
+
+
+class Call:
+    """Of a function in a worker's process."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
 
 
 class FakeGroup:
@@ -36,7 +45,7 @@ class FakeGroup:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if function is module.deliver:
             self.orders.append(arguments[0])
-        return object()
+        return Call(function)
 
 
 class Rig:
@@ -49,7 +58,7 @@ class Rig:
         monkeypatch.setattr(module, "read_nodes", self._read_nodes)
         monkeypatch.setattr("heliostat.elastic.nodes.unreachable", lambda nodes: {n.node_id for n in nodes} - {"a"})
         monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
-        monkeypatch.setattr("ray.get", lambda call: self.group.says)
+        monkeypatch.setattr("ray.get", lambda call: self.group.says if call.function is module.pulse else "waits")
         spec = SupervisorSpec(
             run_id="r",
             store=self.store,
@@ -75,6 +84,12 @@ class Rig:
         for self.group.says in says:
             self.supervisor.watch()
             self.supervisor.watch()  # what was asked for before is heard
+
+    def group_of(self) -> Watched:
+        """What is known of the attempt."""
+        group = self.supervisor._group
+        assert group is not None
+        return group
 
     def fail(self) -> bool:
         """One of them dies."""
@@ -139,3 +154,86 @@ def test_stop__a_young_attempt_is_taken_to_be_as_slow_as_the_one_before(
     now += 10
     rig.supervisor.watch()
     assert rig.group.orders[2:] == [Order.STOP] * 2
+
+
+class Keeper:
+    """In place of the hand on holders."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.can: set[int] = set()
+        self.has_ended = False
+
+    def end_processes(self, members: list[Member]) -> dict[int, str]:
+        self.asked.append([each.rank for each in members])
+        return {each.rank: "was asleep" for each in members if each.rank in self.can}
+
+    def kernel_killed(self, failure: WorkerFailure) -> bool:
+        return False
+
+    def end(self) -> None:
+        self.has_ended = True
+
+
+@pytest.fixture
+def keeper(rig: Rig) -> Keeper:
+    keeper = Keeper()
+    rig.supervisor._keeping = keeper  # type: ignore[assignment]
+    return keeper
+
+
+def test_hang__who_could_not_be_ended_is_ended_later(rig: Rig, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heliostat.elastic.nodes.unreachable", lambda nodes: set())
+    rig.attempt(replace(pulse(1, 10), silent_s=100.0))
+    for _ in range(3):
+        rig.supervisor.watch()
+    assert keeper.asked == [[0, 1]]  # not again at once
+    keeper.can = {0}
+    for _ in range(3):
+        rig.group_of().end_again_at = 0.0
+        rig.supervisor.watch()
+    assert keeper.asked[1:] == [[0, 1], [1], [1]]
+    assert len(rig.told(EventType.HANG_DETECTED)) == 1
+    assert "== worker 1" in rig.store.get("logs/hang-attempt-1.txt").decode()
+
+
+def test_hang__nobody_waits_for_a_node_that_is_gone(rig: Rig, keeper: Keeper) -> None:
+    rig.attempt(replace(pulse(1, 10), silent_s=100.0))
+    assert keeper.asked == [[0]]
+    failures = [WorkerFailure(1, "b", rig.supervisor.fate("b"), is_gone=True, error=DIED)]
+    rig.supervisor.interrupted(failures)
+    assert [each.fields["cause"] for each in rig.told(EventType.INTERRUPTED)] == [Cause.NODE_LOST]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "ends"),
+    [
+        (None, "completed", True),
+        (None, "interrupted", False),  # by a person: the same command goes on
+        (ValueError("bad shape"), "failed", True),
+        (FencedError("attempt 3 holds the lease", "Stop"), "failed", False),  # another driver goes on with them
+        (StoreUnreachableError("no answer", "Wait"), "failed", False),
+    ],
+)
+def test_close__snapshots_stay_for_whoever_may_go_on(
+    rig: Rig, keeper: Keeper, error: Exception | None, outcome: str, ends: bool
+) -> None:
+    rig.attempt(pulse(1, 0))
+    goes_on = True
+    while error is not None and goes_on:
+        goes_on = rig.supervisor.interrupted([WorkerFailure(0, "a", NodeFate.ALIVE, is_gone=False, error=error)])
+    rig.supervisor.close(outcome)
+    assert keeper.has_ended is ends
+
+
+def test_decide_start__does_not_wait_for_a_cluster_to_rest_that_never_does(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    for tick in range(20):  # another node comes or goes twice in each second
+        now = 1000.0 + 0.5 * tick
+        monkeypatch.setattr(module, "clocks", lambda now=now: (now, now))
+        rig.nodes = {**NODES, "c": Node("c", ("127.0.0.1", 1), room=tick % 2)}
+        started.append(rig.supervisor.decide_start())
+    assert started[0] is None
+    assert started[-1] == 2
