@@ -21,11 +21,15 @@ class FakeHolder:
 
     @property
     def end_process(self) -> Any:
-        return Remote(lambda pid: self.ended.append(pid) or (self, pid))
+        return Remote(self._end)
 
     @property
     def stay(self) -> Any:
         return Remote(self._stay)
+
+    def _end(self, pid: int) -> tuple["FakeHolder", int]:
+        self.ended.append(pid)
+        return self, pid
 
     def _stay(self) -> None:
         self.stayed += 1
@@ -72,6 +76,6 @@ def test_end_processes__all_are_asked_before_any_is_waited_for(holders: dict[str
 def test_greet__every_few_minutes(holders: dict[str, FakeHolder], monkeypatch: pytest.MonkeyPatch) -> None:
     keeping, began = Keeping("r"), time.monotonic()
     for minutes in (1, 6, 7, 12):
-        monkeypatch.setattr(module.time, "monotonic", lambda now=began + 60 * minutes: now)
+        monkeypatch.setattr("time.monotonic", lambda now=began + 60 * minutes: now)
         keeping.greet()
     assert {holder.stayed for holder in holders.values()} == {2}

@@ -9,11 +9,12 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from heliostat.config.scaling import ScalingConfig
+from heliostat.elastic import signals
 from heliostat.elastic import supervisor as module
 from heliostat.elastic.causes import Cause, NodeFate, WorkerFailure
 from heliostat.elastic.group import Member, Watched
 from heliostat.elastic.nodes import Node
-from heliostat.elastic.signals import Order, Pulse
+from heliostat.elastic.signals import Order, Pulse, deliver
 from heliostat.elastic.supervisor import Supervisor, SupervisorSpec
 from heliostat.errors import FencedError, StoreUnreachableError
 from heliostat.observe.events import Event, EventType, read_events
@@ -43,7 +44,7 @@ class FakeGroup:
         self.members = [Member(rank, node, 100 + rank, self._call) for rank, node in enumerate(NODES)]
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if function is module.deliver:
+        if function is deliver:
             self.orders.append(arguments[0])
         return Call(function)
 
@@ -58,7 +59,7 @@ class Rig:
         monkeypatch.setattr(module, "read_nodes", self._read_nodes)
         monkeypatch.setattr("heliostat.elastic.nodes.unreachable", lambda nodes: {n.node_id for n in nodes} - {"a"})
         monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
-        monkeypatch.setattr("ray.get", lambda call: self.group.says if call.function is module.pulse else "waits")
+        monkeypatch.setattr("ray.get", lambda call: self.group.says if call.function is signals.pulse else "waits")
         spec = SupervisorSpec(
             run_id="r",
             store=self.store,
