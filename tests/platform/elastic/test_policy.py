@@ -92,14 +92,16 @@ def test_grow_patience__never_shrinks_and_ends(flaps: int, stayed_s: float) -> N
 )
 def test_decide__a_flapping_cluster_is_not_followed(changes: list[tuple[float, int]]) -> None:
     """However capacity moves, no attempt is interrupted for growth twice within the patience."""
-    now, healthy, changed, running, grown_at = 0.0, 4, 0.0, 4, -1e9
+    now, healthy, changed, running, grown_at, room_since = 0.0, 4, 0.0, 4, -1e9, 0.0
     for lasts_s, count in changes:
         if count != healthy:
             healthy, changed = count, now
         end = now + lasts_s
         while now < end:
-            decision = decide(ClusterView(healthy, quiet_s=now - changed), running, LIMITS)
+            room_since = room_since if useful_workers(healthy, LIMITS) > running else now
+            view = ClusterView(healthy, quiet_s=now - changed, room_s=now - room_since)
+            decision = decide(view, running, LIMITS)
             if isinstance(decision, Resize):
                 assert now - grown_at >= LIMITS.grow_patience_s
-                running, grown_at = decision.workers, now
+                running, grown_at, room_since = decision.workers, now, now
             now += 0.5
