@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from heliostat.errors import HeliostatError, SnapshotLostError, StorageError
+from heliostat.errors import HeliostatError, SnapshotLostError, StorageError, TrainingFailedError
 
 
 class Cause(StrEnum):
@@ -94,15 +94,16 @@ def classify(failures: Sequence[WorkerFailure], hung: Mapping[int, float] | None
         failures: Of the workers that have failed; not empty.
         hung: Workers that were ended because they had not moved for so many seconds.
     """
-    if hung:
-        ranks = tuple(sorted(hung))
-        return _of(Cause.HANG, [each for each in failures if each.rank in hung] or failures, _silence(hung), ranks)
+    # Who hangs is to blame for the others; but a node that goes without a word looks like a hang of its workers.
+    blamed = [each for each in failures if each.rank in hung] if hung else failures
     for cause, chosen in (
-        (Cause.PREEMPTED, [each for each in failures if each.is_gone and each.fate is NodeFate.DRAINING]),
-        (Cause.NODE_LOST, [each for each in failures if each.fate is NodeFate.DEAD]),
+        (Cause.PREEMPTED, [each for each in blamed if each.is_gone and each.fate is NodeFate.DRAINING]),
+        (Cause.NODE_LOST, [each for each in blamed if each.fate is NodeFate.DEAD]),
     ):
         if chosen:
             return _of(cause, chosen)
+    if hung:
+        return _of(Cause.HANG, blamed or failures, _silence(hung), tuple(sorted(hung)))
     told = [each for each in failures if not each.is_gone and not is_collateral(each.error)]
     gone = [each for each in failures if each.is_gone]
     if told and not gone:
@@ -116,16 +117,18 @@ def classify(failures: Sequence[WorkerFailure], hung: Mapping[int, float] | None
 def _told(failures: Sequence[WorkerFailure]) -> Interruption:
     """Of errors that workers raised themselves."""
     of_store = [each for each in failures if isinstance(each.error, StorageError | SnapshotLostError)]
-    short = [each for each in failures if _OUT_OF_MEMORY.search(f"{type(each.error).__name__}: {each.error}")]
-    broken = [each for each in failures if _HARDWARE.search(str(each.error))]
-    for cause, chosen in (
-        (Cause.STORAGE, of_store),
-        (Cause.OUT_OF_MEMORY, [each for each in short if not isinstance(each.error, HeliostatError)]),
-        (Cause.WORKER_CRASH, [each for each in broken if not isinstance(each.error, HeliostatError)]),
-    ):
+    # Ours say themselves what is wrong, but for the one that a worker's error of any kind is told to the others as.
+    foreign = [each for each in failures if not isinstance(each.error, HeliostatError) or _is_wrapped(each.error)]
+    short = [each for each in foreign if _OUT_OF_MEMORY.search(f"{type(each.error).__name__}: {each.error}")]
+    broken = [each for each in foreign if _HARDWARE.search(str(each.error))]
+    for cause, chosen in ((Cause.STORAGE, of_store), (Cause.OUT_OF_MEMORY, short), (Cause.WORKER_CRASH, broken)):
         if chosen:
             return _of(cause, chosen)
     return _of(Cause.USER_ERROR, failures)
+
+
+def _is_wrapped(error: BaseException) -> bool:
+    return type(error) is TrainingFailedError
 
 
 def _of(
@@ -153,6 +156,31 @@ def _one_line(error: BaseException) -> str:
         return f"{error.code}: {error.fact}"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def verdict_on(found: Interruption, max_failures: int) -> HeliostatError:
+    """The error that tells the user why a run was given up.
+
+    Args:
+        found: The last interruption.
+        max_failures: That were bearable.
+    """
+    if isinstance(found.error, HeliostatError):
+        error = found.error
+    elif found.cause is Cause.USER_ERROR:
+        error = TrainingFailedError(
+            f"worker {found.ranks[0] if found.ranks else '?'} failed: {found.detail}",
+            "Trying again would meet the same error; --debug shows the worker's traceback",
+        )
+    else:
+        error = TrainingFailedError(
+            f"{found.cause} interrupted the run {max_failures + 1} times in a row without a new step, the last time: "
+            f"{found.detail}",
+            "Run the same command again to resume from the last checkpoint; the run's events tell each interruption",
+        )
+    if found.traceback:
+        error.add_note(f"The first worker that failed:\n{found.traceback}")
+    return error
 
 
 UNLIMITED = frozenset({Cause.RESIZE, Cause.PREEMPTED, Cause.NODE_LOST})

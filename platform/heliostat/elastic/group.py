@@ -1,11 +1,13 @@
 """The workers of an attempt as the driver knows them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from heliostat.elastic.causes import Cause
 from heliostat.elastic.signals import Pulse
+
+_SPARE_STOP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,11 @@ class Watched:
     """Nodes that were announced to go."""
     stopping: Cause | None = None
     hung: dict[int, float] = field(default_factory=dict)
+    """Workers that are to be ended because they hang, and for how many seconds they did when that was found."""
+    unended: set[int] = field(default_factory=set)
+    """Those of them that could not be ended yet."""
+    end_again_at: float = 0.0
     named: set[int] = field(default_factory=set)
-    standby_on: set[str] = field(default_factory=set)
-    """Nodes that were asked for processes that stand by."""
 
     @property
     def on_node(self) -> dict[str, int]:
@@ -55,3 +59,22 @@ class Watched:
     def ranks_on(self, nodes: set[str]) -> list[int]:
         """Workers on some nodes."""
         return [member.rank for member in self.members if member.node_id in nodes]
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long steps and checkpoints take; an attempt that is too young to say is taken for like the one before."""
+
+    step_s: float = 0.0
+    save_s: float = 0.0
+
+    def learn(self, pulses: Iterable[Pulse]) -> None:
+        """Take in what the workers of an attempt say."""
+        heard = list(pulses)
+        self.step_s = max((pulse.step_s for pulse in heard), default=0.0) or self.step_s
+        self.save_s = max((pulse.save_s for pulse in heard), default=0.0) or self.save_s
+
+    @property
+    def stop_s(self) -> float:
+        """How long before a deadline to stop, so that the last step is saved in time."""
+        return _SPARE_STOP_S + 2 * self.step_s + 2 * self.save_s

@@ -106,6 +106,10 @@ class Holder:
             if (each.name.attempt, each.name.step) not in newest:
                 self._drop(key)
 
+    def stay(self) -> None:
+        """The run goes on, though nobody may need its snapshots for long."""
+        self._heard_at = time.monotonic()
+
     def parts(self) -> list[Part]:
         """What is whole here."""
         self._heard_at = time.monotonic()

@@ -1,17 +1,22 @@
 """The driver's hand on the holders of a run: which node has one, which worker uses which."""
 
+import logging
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from heliostat.elastic.causes import NodeFate, WorkerFailure
 from heliostat.elastic.group import Member, Watched
-from heliostat.elastic.holders import ensure_holders, known_holders
+from heliostat.elastic.holders import ensure_holders, known_holders, remove_holders
 from heliostat.elastic.signals import Assignment, assign
 
 _AGAIN_S = 10.0
 _OOM_S = 1.0
 _END_S = 15.0
+_GREET_S = 300.0
+
+_log = logging.getLogger(__name__)
 
 
 class Keeping:
@@ -27,6 +32,7 @@ class Keeping:
         self._oom_kills: dict[str, Any] = {}
         """Ray's references to the count of each node when the attempt began."""
         self._told_at = 0.0
+        self._greeted_at = time.monotonic()
 
     def begin(self, group: Watched, reachable: Collection[str], usable: Collection[str]) -> list[Any]:
         """For a new attempt; Ray's references to the telling.
@@ -61,18 +67,44 @@ class Keeping:
         keepers = dict.fromkeys((member.node_id, ring[(place + 1) % len(ring)]))
         return Assignment(tuple(self._holders[node] for node in keepers), tuple(self._holders.values()))
 
-    def end_process(self, member: Member) -> str:
-        """Kill a worker's process from its own node: one that is stopped heeds nothing else; what it was doing."""
+    def end_processes(self, members: Sequence[Member]) -> dict[int, str]:
+        """Kill workers' processes from their own nodes: what is stopped heeds nothing else.
+
+        Args:
+            members: The workers.
+
+        Returns:
+            What those were doing that could be ended, by rank.
+        """
         import ray
         from ray.exceptions import RayError
 
-        node = member.node_id
-        if node not in self._holders:
-            self._holders |= ensure_holders(self._run_id, [node])
-        try:
-            return str(ray.get(self._holders[node].end_process.remote(member.pid), timeout=_END_S))
-        except RayError as error:
-            return f"could not be ended: {type(error).__name__}"
+        without = {member.node_id for member in members} - self._holders.keys()
+        self._holders |= ensure_holders(self._run_id, sorted(without))
+        calls = {self._holders[each.node_id].end_process.remote(each.pid): each.rank for each in members}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_END_S) if calls else ([], [])
+        ended: dict[int, str] = {}
+        for call in done:
+            try:
+                ended[calls[call]] = str(ray.get(call))
+            except RayError as error:
+                _log.warning("worker %d could not be ended: %s", calls[call], type(error).__name__)
+        return ended
+
+    def greet(self) -> None:
+        """Now and then, tell all holders of the run that it goes on: those that nobody speaks to end themselves."""
+        now = time.monotonic()
+        if now - self._greeted_at > _GREET_S:
+            self._greeted_at = now
+            for holder in known_holders(self._run_id).values():
+                holder.stay.remote()
+
+    def end(self) -> None:
+        """Nobody will go on with the run: its snapshots are worth nothing."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError):  # they end themselves later
+            remove_holders(self._run_id)
 
     def kernel_killed(self, failure: WorkerFailure) -> bool:
         """Whether the kernel of a worker's node has ended a process for want of memory since the attempt began."""

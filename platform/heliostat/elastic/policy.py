@@ -14,6 +14,8 @@ class ClusterView:
     """Seconds until the first node with workers of the run is taken away; negative once that time has passed."""
     quiet_s: float = 0.0
     """Seconds since ``healthy`` last changed."""
+    room_s: float = 0.0
+    """For how long there has been room for more workers than run, without a break, however ``healthy`` changed."""
     flaps: int = 0
     """Nodes that came and went again within minutes, of late."""
     longest_flap_s: float = 0.0
@@ -58,6 +60,8 @@ Decision = Keep | Wait | Resize
 _FLAP_FACTOR = 4.0
 _OUTLIVES = 2.0
 _LONGEST_PATIENCE_S = 600.0
+_RESTLESS = 3.0
+"""Among hundreds of nodes there is always one that comes or goes: after so many times the patience, room is room."""
 
 
 def decide(view: ClusterView, running: int, limits: Limits) -> Decision:
@@ -72,12 +76,16 @@ def decide(view: ClusterView, running: int, limits: Limits) -> Decision:
     """
     wanted = useful_workers(view.healthy, limits)
     if not running:
-        return Resize(wanted) if wanted and view.quiet_s >= limits.settle_s else Wait()
+        return Resize(wanted) if wanted and _lasts(view, limits.settle_s) else Wait()
     if view.drain_deadline_s <= limits.stop_s:
         return Resize(wanted) if wanted else Wait()
-    if wanted > running and view.quiet_s >= grow_patience_s(view, limits):
+    if wanted > running and _lasts(view, grow_patience_s(view, limits)):
         return Resize(wanted)
     return Keep()
+
+
+def _lasts(view: ClusterView, patience_s: float) -> bool:
+    return view.quiet_s >= patience_s or view.room_s >= _RESTLESS * patience_s
 
 
 def useful_workers(healthy: int, limits: Limits) -> int:

@@ -9,10 +9,12 @@ import logging
 import os
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, RayError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -42,6 +44,7 @@ from heliostat.errors import HeliostatError
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _POLL_S = 0.25
 _GRACE_POLLS = 8
 """How often workers are looked at again when all that is known is that some miss the others."""
@@ -52,6 +55,19 @@ _CONTROLLER_ENV = {
 }
 
 
+class _TidyGroup(WorkerGroup):  # type: ignore[misc]
+    """Ray Train's group; but a start that fails late leaves nothing behind, above all no resources that are taken."""
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception:
+            if self.has_started():  # Ray tidies up only what fails before
+                with suppress(RayError):
+                    self._worker_group_state.shutdown()
+            raise
+
+
 class ElasticController(TrainController):  # type: ignore[misc]  # Ray is not typed
     """The controller of one run; an actor.
 
@@ -59,6 +75,8 @@ class ElasticController(TrainController):  # type: ignore[misc]  # Ray is not ty
         spec: What the supervisor looks after.
         arguments: Ray Train's own.
     """
+
+    worker_group_cls = _TidyGroup
 
     def __init__(self, spec: SupervisorSpec, **arguments: Any) -> None:
         os.environ.update(_CONTROLLER_ENV)
@@ -73,22 +91,30 @@ class ElasticController(TrainController):  # type: ignore[misc]  # Ray is not ty
     async def _step(self) -> Any:
         if isinstance(self.get_state(), InitializingState | RestartingState | ReschedulingState):
             if self.get_worker_group() is not None:
-                # Ray would keep what is left of it until it knows with what to go on, and then wait for those that do
-                # not answer; nothing of it is needed any more.
-                for worker in self.get_worker_group().get_workers():
-                    ray.kill(worker.actor)
-                self._shutdown_worker_group()
+                _looked(self._end_group)
             await asyncio.sleep(_POLL_S)  # Ray's loop has no pause between these
         return await super()._step()
 
+    def _end_group(self) -> None:
+        """Ray would keep what is left of it until it knows with what to go on, and then wait for those that do not
+        answer; nothing of it is needed any more.
+        """
+        for worker in self.get_worker_group().get_workers():
+            ray.kill(worker.actor)
+        self._shutdown_worker_group()
+
     def failures(self, status: WorkerGroupPollStatus) -> list[WorkerFailure]:
-        """How workers have ended."""
+        """How workers have ended. Of those whose node is gone Ray may only know, for long, that they do not answer."""
         workers = self.get_worker_group().get_workers()
-        return [
-            _failure(self._supervisor, rank, workers[rank].metadata.node_id, worker.error)
-            for rank, worker in status.worker_statuses.items()
-            if worker.error is not None
-        ]
+        found = []
+        for rank, worker in status.worker_statuses.items():
+            node_id = workers[rank].metadata.node_id
+            if worker.error is not None:
+                found.append(_failure(self._supervisor, rank, node_id, worker.error))
+            elif self._supervisor.is_gone(node_id):
+                error = NodeDiedError(f"node {node_id[:12]} does not answer")
+                found.append(WorkerFailure(rank, node_id, self._supervisor.fate(node_id), is_gone=True, error=error))
+        return found
 
     def interrupted(self) -> bool:
         """Whether the supervisor wants to go on after workers failed.
@@ -120,6 +146,15 @@ class ElasticController(TrainController):  # type: ignore[misc]  # Ray is not ty
         return self._supervisor.verdict
 
 
+def _looked(look: Callable[[], _T]) -> _T | None:
+    """What comes of a look at the cluster; None if Ray did not answer. It is no reason to end anything: look again."""
+    try:
+        return look()
+    except RayError as error:
+        _log.warning("a look at the cluster failed: %s", error)
+        return None
+
+
 class _Scaling(ScalingPolicy):  # type: ignore[misc]
     """How many workers to start. Workers that train are told to stop, and then fail; Ray Train resizes nothing."""
 
@@ -129,7 +164,7 @@ class _Scaling(ScalingPolicy):  # type: ignore[misc]
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._maybe_send_resource_request()
-        workers = self._supervisor.decide_start()
+        workers = _looked(self._supervisor.decide_start)
         if workers is None:
             return NoopDecision()
         return ResizeDecision(workers, self.scaling_config._resources_per_worker_not_none)
@@ -138,10 +173,7 @@ class _Scaling(ScalingPolicy):  # type: ignore[misc]
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
         self._maybe_send_resource_request()
-        try:
-            self._supervisor.watch()
-        except RayError as error:  # a look that fails is no reason to end what trains
-            _log.warning("a look at the workers failed: %s", error)
+        _looked(self._supervisor.watch)
         return NoopDecision()
 
     def _get_num_workers_for_resource_request(self) -> int:
@@ -170,11 +202,13 @@ class _Failures(FailurePolicy):  # type: ignore[misc]
         if isinstance(error, WorkerGroupError):
             return self._controller.interrupted()
         cause = error.controller_failure if isinstance(error, ControllerError) else error
-        if isinstance(cause, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError | RayActorError):
-            is_timeout = isinstance(cause, WorkerGroupStartupTimeoutError)
-            return supervisor.not_started(_first_line(cause.__cause__ or cause), is_timeout)
         if isinstance(cause, HeliostatError):
             supervisor.gave_up(cause)
+            return False
+        # Looks at the cluster are guarded: what Ray raises itself, of whatever kind, it raises while it starts workers.
+        if isinstance(cause, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError | RayError):
+            is_timeout = isinstance(cause, WorkerGroupStartupTimeoutError)
+            return supervisor.not_started(_first_line(cause.__cause__ or cause), is_timeout)
         return False
 
 

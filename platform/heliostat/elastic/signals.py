@@ -61,7 +61,7 @@ class Pulse:
     step_s: float
     """Recent mean of the seconds of a step."""
     save_s: float
-    """Seconds from the beginning of the last checkpoint to its commit."""
+    """Seconds from the beginning of the last checkpoint to its commit, or until now if it has been longer."""
     lost_holder: bool
     """Whether a snapshot could not be put where it belongs."""
 
@@ -81,6 +81,8 @@ class Mailbox:
     local_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     step_s: float = 0.0
     save_s: float = 0.0
+    save_began: float | None = None
+    """When the checkpoint was begun that is being written."""
     lost_holder: bool = False
     _step_began: float | None = None
     _arrived: bool = True
@@ -94,9 +96,16 @@ class Mailbox:
         """Nothing has been done yet."""
         self.attempt = attempt
         self.has_trained = False
+        self.steps_done = 0
+        self.save_began = None
         self._steps_seen = 0
         self.local_s.clear()
         self.beat()
+
+    def save_ends(self) -> None:
+        """The checkpoint that was being written is committed."""
+        if self.save_began is not None:
+            self.save_s, self.save_began = time.monotonic() - self.save_began, None
 
     def training_ends(self) -> None:
         """What is left to do may take its time."""
@@ -164,9 +173,10 @@ def deliver(order: Order) -> None:
 
 def pulse() -> Pulse:
     """At any time."""
-    box = MAILBOX
+    box, save_began = MAILBOX, MAILBOX.save_began
     with box.lock:
-        silent_s = time.monotonic() - box.beat_at
+        now = time.monotonic()
+        silent_s = now - box.beat_at
         return Pulse(
             box.attempt,
             box.steps_done,
@@ -176,7 +186,7 @@ def pulse() -> Pulse:
             box.longest_s,
             tuple(box.local_s),
             box.step_s,
-            box.save_s,
+            max(box.save_s, 0.0 if save_began is None else now - save_began),
             box.lost_holder,
         )
 

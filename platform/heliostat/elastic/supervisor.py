@@ -11,27 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heliostat.config.scaling import ScalingConfig
-from heliostat.elastic.causes import Budgets, Cause, Interruption, NodeFate, WorkerFailure, classify
-from heliostat.elastic.group import Group, Watched
+from heliostat.elastic.causes import Budgets, Cause, Interruption, NodeFate, WorkerFailure, classify, verdict_on
+from heliostat.elastic.group import Group, Pace, Watched
+from heliostat.elastic.hangs import stacks_of, write_stacks
 from heliostat.elastic.health import hung_ranks, stragglers
 from heliostat.elastic.keeping import Keeping
 from heliostat.elastic.nodes import NodeWatch, clocks, read_nodes
-from heliostat.elastic.policy import ClusterView, Decision, Keep, Limits, Resize, decide
-from heliostat.elastic.signals import AttemptStoppedError, Order, deliver, pulse, stacks
-from heliostat.elastic.standby import StandbyKind, start_standby
-from heliostat.errors import HeliostatError, PreemptedError, TrainingFailedError
+from heliostat.elastic.policy import ClusterView, Decision, Keep, Limits, Resize, decide, useful_workers
+from heliostat.elastic.signals import AttemptStoppedError, Order, deliver, pulse
+from heliostat.elastic.standby import Standby, StandbyKind
+from heliostat.errors import FencedError, HeliostatError, PreemptedError
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.storage import Store
 
 _log = logging.getLogger(__name__)
 
-_STACKS_S = 3.0
 _START_PATIENCE_S = 900.0
-_SPARE_STOP_S = 1.0
+_END_AGAIN_S = 10.0
 _WAIT_TOLD_S = 2.0
 _WAIT_TOLD_AGAIN_S = 60.0
-_OF_RAY_TRAIN = StandbyKind({}, 1, is_nested=False)
-"""What Ray Train starts beside the controller for each group."""
 DRIVER_STREAM = "driver"
 """Of the events that the driver writes, beside those of the attempts."""
 
@@ -66,17 +64,24 @@ class Supervisor:
 
     def __init__(self, spec: SupervisorSpec, worker_env: Mapping[str, str]) -> None:
         self._spec = spec
-        self._worker_env = worker_env
+        self._standby = Standby(spec.standby, worker_env)
         self._nodes = NodeWatch()
         self._budgets = Budgets(spec.scaling.max_failures, spec.storage_patience_s)
         self._events = EventWriter(spec.store, 0, None, spec.flush_interval_s, stream=DRIVER_STREAM)
         self._group: Watched | None = None
         self._keeping = Keeping(spec.run_id)
         self._attempt = 0
+        self._steps_done = 0
+        """Of the run, when that attempt was last heard of."""
         self._furthest = 0
+        """Steps that any attempt has done."""
+        self._pace = Pace()
+        self._room_since: float | None = None
+        """Since when there has been room for more workers than run."""
         self._waits_since: float | None = None
         self._told_wait_at = -math.inf
         self._not_before = -math.inf
+        self._has_user_error = False
         self.verdict: HeliostatError | None = None
         """Why the run was given up, if it was."""
         self._event(
@@ -89,14 +94,12 @@ class Supervisor:
 
     def _limits(self) -> Limits:
         scaling = self._spec.scaling
-        pulses = self._group.pulses.values() if self._group else ()
-        step_s, save_s = (max((getattr(each, name) for each in pulses), default=0.0) for name in ("step_s", "save_s"))
         return Limits(
             scaling.min_workers,
             scaling.workers,
             self._spec.slots,
             grow_patience_s=scaling.grow_patience_s,
-            stop_s=_SPARE_STOP_S + 2 * step_s + 2 * save_s,
+            stop_s=self._pace.stop_s,
         )
 
     # Between attempts.
@@ -108,6 +111,7 @@ class Supervisor:
             PreemptedError: there has been no room for longer than ``scaling.wait_minutes``.
         """
         view = self._look({})
+        self._greet_holders()
         decision = decide(view, 0, self._limits())
         now = time.monotonic()
         if now < self._not_before:
@@ -145,6 +149,8 @@ class Supervisor:
     def started(self, group: Group) -> None:
         """Workers are there, and do not train yet."""
         self._group = watched = Watched(group.members, time.monotonic())
+        self._room_since = None
+        self._standby.attempt_begins(watched.on_node)
         if not self._spec.takes_snapshots:
             return
         import ray
@@ -163,6 +169,7 @@ class Supervisor:
         if group is None:
             return
         view = self._look(group.on_node)
+        self._greet_holders()
         self._hear(group)
         self._pass_on_notices(group)
         decision = decide(view, len(group.members), self._limits())
@@ -170,7 +177,7 @@ class Supervisor:
             self._stop(group, decision)
         self._end_hung(group)
         self._name_stragglers(group)
-        self._look_after_standby(group)
+        self._look_after_standby(group, view.healthy)
 
     def _look(self, ours: Mapping[str, int]) -> ClusterView:
         now, now_unix_s = clocks()
@@ -178,14 +185,21 @@ class Supervisor:
         if self._nodes.suspects:
             self._nodes.probe(set(self._nodes.suspects))
         healthy = self._nodes.healthy(ours, now)
+        has_room = useful_workers(healthy, self._limits()) > sum(ours.values())
+        self._room_since = (self._room_since or now) if has_room else None
         deadlines = [left_s for node in ours if (left_s := self._nodes.deadline_s(node, now)) is not None]
         return ClusterView(
             healthy,
             min(deadlines, default=float("inf")),
             now - self._nodes.changed_at,
+            0.0 if self._room_since is None else now - self._room_since,
             self._nodes.flaps,
             self._nodes.longest_flap_s,
         )
+
+    def _greet_holders(self) -> None:
+        if self._spec.takes_snapshots:
+            self._keeping.greet()
 
     def _hear(self, group: Watched) -> None:
         """Take in the pulses that have come, and ask for the next ones."""
@@ -207,9 +221,10 @@ class Supervisor:
             if member.rank not in group.calls:
                 group.calls[member.rank] = member.call(pulse)
         first = group.pulses.get(0)
-        if first is not None:
-            self._attempt = max(self._attempt, first.attempt)
+        if first is not None and first.attempt >= self._attempt:
+            self._attempt, self._steps_done = first.attempt, first.steps_done
             self._furthest = max(self._furthest, first.steps_done)
+        self._pace.learn(group.pulses.values())
         if any(each.lost_holder for each in group.pulses.values()):
             self._keeping.repair(group, *self._reachable_and_usable())
 
@@ -244,42 +259,29 @@ class Supervisor:
 
     def _end_hung(self, group: Watched) -> None:
         if group.hung:
+            self._end_unended(group)
             return
         now = time.monotonic()
         unheard_s = {rank: now - group.heard[rank] for rank in group.pulses}
         hung = hung_ranks(group.pulses, unheard_s, self._spec.scaling.hang_s, _START_PATIENCE_S)
         if not hung:
             return
-        group.hung = hung
-        key = self._dump_stacks(group, hung)
+        group.hung, group.unended = hung, set(hung)
+        self._nodes.probe({group.members[rank].node_id for rank in hung})
+        seen = stacks_of(group.members)
+        key = write_stacks(self._spec.store, self._attempt, group.members, seen, self._end_unended(group))
         silent_s = round(max(hung.values()), 1)
         self._event(EventType.HANG_DETECTED, ranks=sorted(hung), silent_s=silent_s, stacks=key)
 
-    def _dump_stacks(self, group: Watched, hung: Mapping[int, float]) -> str:
-        """Write down what every worker is doing, and end those that hang; the key below the run."""
-        import ray
-        from ray.exceptions import RayError
-
-        calls = {member.call(stacks): member for member in group.members}
-        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_STACKS_S)
-        texts: dict[int, str] = {}
-        for call in done:
-            try:
-                texts[calls[call].rank] = ray.get(call)
-            except RayError as error:
-                texts[calls[call].rank] = f"gone: {type(error).__name__}"
-        for member in group.members:
-            if member.rank in hung:
-                texts[member.rank] = f"{texts.get(member.rank, 'does not answer')}\n{self._keeping.end_process(member)}"
-        key = f"logs/hang-attempt-{self._attempt}.txt"
-        text = "\n".join(
-            f"== worker {rank}\n{texts.get(rank, 'does not answer')}" for rank in range(len(group.members))
-        )
-        try:
-            self._spec.store.put(key, text.encode())
-        except HeliostatError as error:
-            _log.warning("the stacks of a hang could not be written: %s", error)
-        return key
+    def _end_unended(self, group: Watched) -> dict[int, str]:
+        """End workers that hang, and try again those that are still there; what they were doing."""
+        if time.monotonic() < group.end_again_at:
+            return {}
+        there = [group.members[rank] for rank in sorted(group.unended)]
+        ended = self._keeping.end_processes([each for each in there if not self.is_gone(each.node_id)])
+        group.unended -= ended.keys()
+        group.end_again_at = time.monotonic() + _END_AGAIN_S
+        return ended
 
     def _name_stragglers(self, group: Watched) -> None:
         if len(group.pulses) < len(group.members):
@@ -289,24 +291,17 @@ class Supervisor:
                 group.named.add(rank)
                 self._event(EventType.STRAGGLER_NAMED, worker=rank, times=round(times, 2))
 
-    def _look_after_standby(self, group: Watched) -> None:
-        """Once for every attempt and node, also on those that have come and are not used yet."""
+    def _look_after_standby(self, group: Watched, healthy: int) -> None:
+        """Also on nodes that are not used yet: for as many workers as may come, or as one node takes with it."""
         after_s, first = self._spec.scaling.standby_after_s, group.pulses.get(0)
         if after_s is None or first is None or not first.has_trained or time.monotonic() - group.began < after_s:
             return
         import ray
 
         here = self._nodes.nodes.get(ray.get_runtime_context().get_node_id())
-        if here is not None and not group.standby_on:
-            start_standby(here, _OF_RAY_TRAIN, 1)
-        for node_id in self._nodes.nodes.keys() - self._nodes.avoided() - group.standby_on:
-            node = self._nodes.nodes[node_id]
-            group.standby_on.add(node_id)
-            workers = group.on_node.get(node_id, 0) or min(node.room, self._spec.scaling.workers)
-            for kind in self._spec.standby:
-                if workers:
-                    of_kind = replace(kind, environment={**self._worker_env, **kind.environment})
-                    start_standby(node, of_kind, workers)
+        usable = {node: self._nodes.nodes[node] for node in self._nodes.nodes.keys() - self._nodes.avoided()}
+        more = useful_workers(healthy, self._limits()) - len(group.members)
+        self._standby.look_after(here, usable, group.on_node, max(more, *group.on_node.values()))
 
     # When an attempt has ended.
 
@@ -327,10 +322,10 @@ class Supervisor:
         return self._charge(Interruption(Cause.START_FAILED, detail=detail), is_free=is_timeout)
 
     def _charge(self, found: Interruption, is_free: bool = False) -> bool:
-        self._group = None
+        self._group = self._room_since = None
         self._event(
             EventType.INTERRUPTED,
-            step=self._furthest,
+            step=self._steps_done,
             cause=str(found.cause),
             ranks=list(found.ranks),
             nodes=list(found.nodes),
@@ -341,39 +336,35 @@ class Supervisor:
         if is_free or self._budgets.allows(found.cause, self._furthest, now):
             self._not_before = now + self._budgets.pause_s(found.cause)
             return True
-        self.verdict = self._verdict(found)
-        if found.traceback:
-            self.verdict.add_note(f"The first worker that failed:\n{found.traceback}")
+        # A run that was fenced goes on elsewhere, with the same holders.
+        self._has_user_error = found.cause is Cause.USER_ERROR and not isinstance(found.error, FencedError)
+        self.verdict = verdict_on(found, self._spec.scaling.max_failures)
         self._event(EventType.GAVE_UP, cause=str(found.cause), detail=found.detail, traceback=found.traceback)
         return False
-
-    def _verdict(self, found: Interruption) -> HeliostatError:
-        if isinstance(found.error, HeliostatError):
-            return found.error
-        if found.cause is Cause.USER_ERROR:
-            return TrainingFailedError(
-                f"worker {found.ranks[0] if found.ranks else '?'} failed: {found.detail}",
-                "Trying again would meet the same error; --debug shows the worker's traceback",
-            )
-        return TrainingFailedError(
-            f"{found.cause} interrupted the run {self._spec.scaling.max_failures + 1} times in a row without a new "
-            f"step, the last time: {found.detail}",
-            "Run the same command again to resume from the last checkpoint; the run's events tell each interruption",
-        )
 
     def fate(self, node_id: str) -> NodeFate:
         """What has become of a node."""
         if self._group is not None and node_id in self._group.noticed:
             return NodeFate.DRAINING
-        if node_id not in self._nodes.nodes or node_id in self._nodes.suspects:
+        if self.is_gone(node_id):
             return NodeFate.DEAD
         return NodeFate.DRAINING if node_id in self._nodes.draining() else NodeFate.ALIVE
 
+    def is_gone(self, node_id: str) -> bool:
+        """Whether a node is dead or does not answer, announced or not."""
+        return node_id not in self._nodes.nodes or node_id in self._nodes.suspects
+
     def probe_nodes(self) -> None:
         """Some workers have failed: find out which of their nodes are still there, sooner than Ray does."""
-        if self._group is not None:
+        from ray.exceptions import RayError
+
+        if self._group is None:
+            return
+        try:
             self._look(self._group.on_node)
-            self._nodes.probe(self._group.on_node)
+        except RayError as error:  # then those that were there are asked
+            _log.warning("a look at the cluster failed: %s", error)
+        self._nodes.probe(self._group.on_node)
 
     def gave_up(self, error: HeliostatError) -> None:
         """An error of the supervisor's own ends the run."""
@@ -381,6 +372,8 @@ class Supervisor:
         self._event(EventType.GAVE_UP, cause="capacity", detail=str(error))
 
     def close(self, outcome: str) -> None:
-        """The run is over, or left."""
+        """The run is over, or left; whoever goes on with one that was left may need its snapshots, so they stay."""
         self._event(EventType.SUPERVISION_ENDED, outcome=outcome)
         self._events.close()
+        if outcome == "completed" or self._has_user_error:
+            self._keeping.end()

@@ -32,7 +32,7 @@ def interruptions(metrics: Iterable[StepMetrics], events: Iterable[Event]) -> li
     """All interruptions of a run in the order of their times.
 
     Of attempts that failed one after another without a step, only the first lost steps; all of them waited for the same
-    next step.
+    next step. A start of which no attempt comes is told under the number of the attempt before it.
 
     Args:
         metrics: All lines of all attempts.
@@ -43,7 +43,13 @@ def interruptions(metrics: Iterable[StepMetrics], events: Iterable[Event]) -> li
     found = [event for event in events if event.type == EventType.INTERRUPTED]
     told = _steps_told(metrics)
     in_order = sorted(found, key=lambda event: (event.time_utc, event.attempt))
-    rows = [_row(event, attempts, told.get(event.attempt, 0)) for event in in_order]
+    ended_utc: dict[int, str] = {}
+    for event in in_order:
+        ended_utc.setdefault(event.attempt, event.time_utc)
+    rows = [
+        _row(event, attempts, told.get(event.attempt, 0), event.time_utc == ended_utc[event.attempt])
+        for event in in_order
+    ]
     return list(dict.fromkeys(rows))
 
 
@@ -55,17 +61,21 @@ def _steps_told(metrics: Iterable[StepMetrics]) -> dict[int, int]:
     return done
 
 
-def _row(event: Event, attempts: dict[int, Attempt], told: int) -> Interruption:
+def _row(event: Event, attempts: dict[int, Attempt], told: int, is_end: bool) -> Interruption:
     at_s = seconds_of(event.time_utc)
     later = (attempts[number] for number in sorted(attempts) if number > event.attempt)
     after = next((each for each in later if each.first_step_at_s is not None), None)
     done = event.fields.get("step")
-    # Who looks after the run hears of a step a little later than it is done, and may not hear of the last one.
-    steps_done = max(done, told) if isinstance(done, int) else None
+    ended = attempts[event.attempt]
+    # Who looks after the run hears of a step a little later than it is done, and may not hear of the last one. An
+    # attempt that failed before it knew where to go on knows nothing of steps.
+    steps_done = max(done, told) if isinstance(done, int) and ended.first_step is not None else None
     first_step = None if after is None else after.first_step
-    # An attempt that came to no step has lost none: those were lost by the one before it.
-    has_worked = attempts[event.attempt].first_step_at_s is not None
-    lost = None if steps_done is None or first_step is None else max(0, steps_done - first_step) if has_worked else 0
+    # Who came to no step has lost none: those were lost by the attempt before.
+    has_worked = is_end and ended.first_step_at_s is not None
+    lost = None if first_step is None else 0
+    if has_worked and first_step is not None:
+        lost = None if steps_done is None else max(0, steps_done - first_step)
     ranks = event.fields.get("ranks") or ()
     return Interruption(
         at_s=at_s,

@@ -304,6 +304,7 @@ class AttemptWorker:
             first_does(lambda: take_over(holders, self._lease.attempt, resumed))
         if restored is None or manifest is None:
             return 0, 0, EMPTY
+        MAILBOX.steps_done = manifest.step
         for rejected in restored.rejected:
             self._reporter.event(EventType.CHECKPOINT_REJECTED, step=rejected.step, reason=rejected.reason)
         self._reporter.adopt_metrics(restored.lines)

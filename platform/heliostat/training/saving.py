@@ -161,7 +161,10 @@ class Saver:
 
     def _begin(self, done: int) -> None:
         begun_s = time.monotonic()
-        requests = self._wishes.take() if self._wishes is not None else frozenset[str]()
+        requests = frozenset[str]()
+        if self._wishes is not None:
+            requests = self._wishes.take()
+            MAILBOX.save_began = begun_s
         draft = self._state.draft(done)
         copies = self._snapshot.take(self._state.owned_slices())
         self._saved = done
@@ -177,7 +180,7 @@ class Saver:
         manifest = assemble(self._store, self._log, self._lease, save.draft, save.metrics, self._closing.is_set)
         self._retire(save.metrics)
         self._wishes.answer(save.requests)
-        MAILBOX.save_s = time.monotonic() - save.begun_s
+        MAILBOX.save_ends()
         self._reporter.event(
             EventType.CHECKPOINT_COMMITTED,
             step=manifest.step,

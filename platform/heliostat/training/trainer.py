@@ -9,14 +9,12 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.elastic.holders import remove_holders
 from heliostat.elastic.standby import StandbyKind, import_hook
 from heliostat.elastic.supervisor import SupervisorSpec
-from heliostat.errors import FencedError, TrainingFailedError
+from heliostat.errors import TrainingFailedError
 from heliostat.storage import Store
 from heliostat.training.attempt import RunSpec, run_store, train_attempt
 from heliostat.training.determinism import DETERMINISTIC_ENV
@@ -38,7 +36,6 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
     Raises:
         HeliostatError: why the run was given up: the first error that a worker reported, if that is the cause.
     """
-    from ray.exceptions import RayError
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
@@ -74,21 +71,13 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
                 flush_interval_s=recipe.observe.flush_interval_s,
             ),
         )
-        is_ours = True
         try:
             trainer.fit()
-        except FencedError:
-            is_ours = False  # another driver goes on, with the same holders
-            raise
         except RayTrainingFailedError as error:
             raise TrainingFailedError(
                 f"Ray Train failed: {str(error).strip().splitlines()[-1]}",
                 "Run the same command again to resume from the last checkpoint; --debug shows the traceback",
             ) from error
-        finally:
-            if is_ours:
-                with suppress(RayError):  # without a cluster there is nothing to remove
-                    remove_holders(run_id)
 
 
 def worker_resources(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, float]:

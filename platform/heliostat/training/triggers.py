@@ -50,7 +50,7 @@ def due(vote: Vote, done: int, saved: int, pending: bool, every_steps: int) -> D
         every_steps: Steps between checkpoints.
     """
     if done <= saved:  # nothing is new: a wish waits for the next step
-        return Decision(False, pending)
+        return Decision(False, pending or vote.wanted)
     if not (pending or vote.wanted or done % every_steps == 0):
         return Decision(False, False)
     return Decision(not vote.is_saving, vote.is_saving)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from heliostat.elastic.causes import UNLIMITED, Budgets, Cause, NodeFate, WorkerFailure, classify, is_collateral
 from heliostat.errors import FencedError, NonFiniteLossError, SnapshotLostError, StoreUnreachableError
+from heliostat.training.collective import as_user_error
 
 RESET = RuntimeError("[../third_party/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]: Connection reset by peer")
 NCCL = RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network error")
@@ -47,9 +48,15 @@ def gone(rank: int, error: BaseException = DIED, fate: NodeFate = NodeFate.ALIVE
         ([replace(gone(1), kernel_killed=True), told(0, RESET)], {}, Cause.OUT_OF_MEMORY, (1,)),
         ([told(1, CUDA_OOM), told(0, NCCL)], {}, Cause.OUT_OF_MEMORY, (1,)),
         ([told(1, ECC), told(0, NCCL)], {}, Cause.WORKER_CRASH, (1,)),
+        ([told(0, as_user_error(CUDA_OOM)), told(1, as_user_error(CUDA_OOM))], {}, Cause.OUT_OF_MEMORY, (0, 1)),
+        ([told(0, as_user_error(ECC)), told(1, as_user_error(ECC))], {}, Cause.WORKER_CRASH, (0, 1)),
+        ([told(0, as_user_error(BUG)), told(1, as_user_error(BUG))], {}, Cause.USER_ERROR, (0, 1)),
         ([told(1, BUG), gone(0)], {}, Cause.WORKER_CRASH, (0,)),  # an error beside a death may be its consequence
         ([gone(2), told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
         ([told(0, RESET)], {2: 26.0}, Cause.HANG, (2,)),
+        ([gone(2, fate=NodeFate.DEAD), told(0, RESET)], {2: 26.0}, Cause.NODE_LOST, (2,)),  # its node went silently
+        ([gone(2, fate=NodeFate.DRAINING), told(0, RESET)], {2: 26.0}, Cause.PREEMPTED, (2,)),
+        ([gone(2), gone(1, fate=NodeFate.DEAD)], {2: 26.0}, Cause.HANG, (2,)),
     ],
 )
 def test_classify__table(

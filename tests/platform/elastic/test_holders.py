@@ -57,6 +57,13 @@ def test_holder__gives_back_what_was_put() -> None:
     assert holder.size_bytes() == 4
 
 
+def test_holder__hears_that_the_run_goes_on() -> None:
+    holder = Holder()
+    holder._heard_at = forgotten_at = holder._heard_at - 1000
+    holder.stay()
+    assert holder._heard_at >= forgotten_at + 1000
+
+
 @pytest.mark.parametrize(("key", "index"), [("1/10/0", 1), ("1/20/0", 0)])
 def test_holder__has_nothing_out_of_range(key: str, index: int) -> None:
     holder = Holder()

@@ -28,6 +28,7 @@ LIMITS = Limits(min_workers=2, max_workers=8, slots=24, settle_s=1, grow_patienc
         (ClusterView(8, quiet_s=0.5), 0, Wait()),  # more nodes may go, or be found gone
         (ClusterView(1, quiet_s=100), 0, Wait()),
         (ClusterView(2, quiet_s=100), 0, Resize(2)),
+        (ClusterView(8, quiet_s=0.5, room_s=3), 0, Resize(8)),  # among many nodes there is never a rest
         (ClusterView(7, quiet_s=1), 0, Resize(6)),  # 24 slots: 7 workers take as many rounds as 6
         (ClusterView(0, quiet_s=100), 0, Wait()),
         # Nothing to do.
@@ -38,6 +39,9 @@ LIMITS = Limits(min_workers=2, max_workers=8, slots=24, settle_s=1, grow_patienc
         # Growth has to last.
         (ClusterView(6, quiet_s=9.9), 4, Keep()),
         (ClusterView(6, quiet_s=10), 4, Resize(6)),
+        (ClusterView(6, quiet_s=0, room_s=29), 4, Keep()),
+        (ClusterView(6, quiet_s=0, room_s=30), 4, Resize(6)),  # others come and go, but there has been room all along
+        (ClusterView(6, quiet_s=0, room_s=30, flaps=1), 4, Keep()),
         (ClusterView(6, quiet_s=10, flaps=1), 4, Keep()),
         (ClusterView(6, quiet_s=40, flaps=1), 4, Resize(6)),
         (ClusterView(6, quiet_s=40, flaps=1, longest_flap_s=21), 4, Keep()),  # the last one stayed half as long
@@ -88,14 +92,16 @@ def test_grow_patience__never_shrinks_and_ends(flaps: int, stayed_s: float) -> N
 )
 def test_decide__a_flapping_cluster_is_not_followed(changes: list[tuple[float, int]]) -> None:
     """However capacity moves, no attempt is interrupted for growth twice within the patience."""
-    now, healthy, changed, running, grown_at = 0.0, 4, 0.0, 4, -1e9
+    now, healthy, changed, running, grown_at, room_since = 0.0, 4, 0.0, 4, -1e9, 0.0
     for lasts_s, count in changes:
         if count != healthy:
             healthy, changed = count, now
         end = now + lasts_s
         while now < end:
-            decision = decide(ClusterView(healthy, quiet_s=now - changed), running, LIMITS)
+            room_since = room_since if useful_workers(healthy, LIMITS) > running else now
+            view = ClusterView(healthy, quiet_s=now - changed, room_s=now - room_since)
+            decision = decide(view, running, LIMITS)
             if isinstance(decision, Resize):
                 assert now - grown_at >= LIMITS.grow_patience_s
-                running, grown_at = decision.workers, now
+                running, grown_at, room_since = decision.workers, now, now
             now += 0.5

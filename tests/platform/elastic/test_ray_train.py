@@ -2,23 +2,34 @@
 
 import hashlib
 import inspect
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    RayActorError,
+    RayTaskError,
+    RpcError,
+    RuntimeEnvSetupError,
+)
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import exceptions
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.failure_handling import FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupPollStatus
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from heliostat.elastic.ray_train import unwrapped
-from heliostat.errors import FencedError
+from heliostat.elastic.causes import Cause, NodeFate, classify
+from heliostat.elastic.ray_train import ElasticController, _Failures, _Scaling, _TidyGroup, unwrapped
+from heliostat.errors import FencedError, HeliostatError, PreemptedError
 
 INTERNALS: dict[str, Any] = {
     "the states that the loop pauses in": TrainController._step,
@@ -35,6 +46,7 @@ INTERNALS: dict[str, Any] = {
     "the hook before a group": WorkerGroupCallback.before_worker_group_start,
     "the hook after a group": WorkerGroupCallback.after_worker_group_start,
     "what times out at a start": WorkerGroup._start_impl,
+    "what a failed start leaves behind": WorkerGroup._start,
     "how workers are polled": WorkerGroup.poll_status,
     "what is known of workers": WorkerGroupPollStatus,
     "which callbacks there are": TorchTrainer._create_default_callbacks,
@@ -64,6 +76,7 @@ SHA256 = {
     "the hook before a group": "819c30140d34dcbb9086c0a72a2eede27befea75d387e87c893df8a8b33bbe87",
     "the hook after a group": "fd47f1c8eb1cf7581f4c3d483d12714c14d1ab3b8afeec14d65216694797cc15",
     "what times out at a start": "1f4c2b9acf4cc8d884da8335e18c7312dca4d5779bd51b2f3aaac5a1f9ba0be8",
+    "what a failed start leaves behind": "3d300069da85547d0d945cf81af1f61314d23f32e214af7108ceb8fd0eebd31b",
     "how workers are polled": "c349bde66237b1f59fceab27d0684dd07828c5a8a22a5537299e11f88089f899",
     "what is known of workers": "033ef1385e929fe217297c0feceea07784984dff26505ddebd6f90721b2991f4",
     "which callbacks there are": "9148f79c7a2bbb5c61714e941805f92bd3f52495bec4d863cf2b4d6f1f24d3f5",
@@ -139,3 +152,105 @@ def test_unwrapped__of_a_dead_actor_is_its_death() -> None:
 def test_worker_group_error__is_an_error_of_training() -> None:
     assert issubclass(WorkerGroupError, TrainingFailedError)
     assert issubclass(ControllerError, TrainingFailedError)
+
+
+class FakeWorker:
+    def __init__(self, node_id: str) -> None:
+        self.metadata = SimpleNamespace(node_id=node_id)
+
+
+def controller(nodes: dict[str, NodeFate], gone: set[str]) -> ElasticController:
+    """One with a worker on each of some nodes, but without a run."""
+    made = ElasticController.__new__(ElasticController)
+    made._supervisor = cast(Any, SimpleNamespace(fate=nodes.__getitem__, is_gone=gone.__contains__))
+    workers = [FakeWorker(node_id) for node_id in nodes]
+    made._worker_group = SimpleNamespace(get_workers=lambda: workers)
+    return made
+
+
+def test_failures__workers_of_nodes_that_vanished_are_among_them_though_ray_only_waits_for_them() -> None:
+    nodes = {"a": NodeFate.ALIVE, "b": NodeFate.DEAD, "c": NodeFate.DRAINING, "d": NodeFate.DRAINING}
+    statuses = {rank: WorkerStatus(running=True) for rank in range(4)}
+    statuses[0] = WorkerStatus(running=True, error=of_user(RuntimeError("Connection reset by peer")))
+    found = controller(nodes, gone={"b", "c"}).failures(WorkerGroupPollStatus(statuses))
+    assert [(each.rank, each.fate, each.is_gone) for each in found] == [
+        (0, NodeFate.ALIVE, False),
+        (1, NodeFate.DEAD, True),
+        (2, NodeFate.DRAINING, True),
+    ]
+    assert classify(found[:2]).cause is Cause.NODE_LOST
+    assert classify([found[0], found[2]]).cause is Cause.PREEMPTED
+
+
+class Looks:
+    """A supervisor whose looks at the cluster fail."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.told: list[tuple[str, bool]] = []
+
+    def decide_start(self) -> int | None:
+        raise self.error
+
+    def watch(self) -> None:
+        raise self.error
+
+    def not_started(self, detail: str, is_timeout: bool) -> bool:
+        self.told.append((detail, is_timeout))
+        return True
+
+    def gave_up(self, error: HeliostatError) -> None:
+        self.told.append((error.code, False))
+
+
+def scaling(looks: Looks) -> _Scaling:
+    made = _Scaling(ScalingConfig(num_workers=1), cast(Any, looks))
+    made._coordinator_client = cast(Any, SimpleNamespace(maybe_send_resource_request=lambda *_: None))
+    return made
+
+
+def test_decisions__a_look_that_fails_decides_nothing() -> None:
+    policy = scaling(Looks(GetTimeoutError("no answer from the GCS")))
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert isinstance(policy.make_decision_for_running_worker_group(cast(Any, None), cast(Any, None)), NoopDecision)
+
+
+def test_decisions__patience_that_is_over_ends_the_run() -> None:
+    policy = scaling(Looks(PreemptedError("no room", "Wait")))
+    with pytest.raises(PreemptedError):
+        policy.make_decision_for_non_running_worker_group()
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (exceptions.WorkerGroupStartupFailedError("a worker died"), True),
+        (RayActorError(error_msg="died"), True),
+        (RuntimeEnvSetupError("no such package"), True),
+        (ActorUnschedulableError("its node has gone"), True),
+        (RpcError("list_named_actors: no answer"), True),
+        (PreemptedError("no room", "Wait"), False),
+        (BUG, False),
+    ],
+)
+def test_failure_policy__what_ray_raises_while_it_starts_is_a_start_that_failed(
+    error: Exception, goes_on: bool
+) -> None:
+    looks = Looks(error)
+    decision = _Failures(cast(Any, SimpleNamespace(supervisor=looks))).make_decision(ControllerError(error))
+    assert decision is (FailureDecision.RETRY if goes_on else FailureDecision.RAISE)
+    assert bool(looks.told) == (error is not BUG)
+
+
+def test_group__a_start_that_fails_late_gives_its_resources_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    group = _TidyGroup.__new__(_TidyGroup)
+
+    def start(self: WorkerGroup) -> None:
+        self._worker_group_state = SimpleNamespace(shutdown=lambda: ended.append("all"))
+        raise RpcError("list_named_actors: no answer")
+
+    monkeypatch.setattr(WorkerGroup, "_start", start)
+    with pytest.raises(RpcError):
+        group._start()
+    assert ended == ["all"]

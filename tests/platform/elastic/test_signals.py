@@ -114,6 +114,25 @@ def test_pulse__says_how_the_worker_is(box: Mailbox) -> None:
     assert replace(pulse(), silent_s=0.0) == expected
 
 
+def test_pulse__a_checkpoint_that_is_being_written_takes_as_long_as_it_has_taken_by_now(box: Mailbox) -> None:
+    box.save_s = 1.5
+    box.save_began = time.monotonic() - 30
+    assert pulse().save_s >= 30
+    box.save_began = time.monotonic() - 20
+    box.save_ends()
+    assert 20 <= pulse().save_s < 30
+    box.save_began = time.monotonic()
+    assert 20 <= pulse().save_s < 30  # the last one says more of it
+
+
+def test_attempt_begins__knows_of_no_step_and_no_checkpoint(box: Mailbox) -> None:
+    box.attempt_begins(1)
+    box.save_began = time.monotonic() - 30
+    run_steps(box, range(3))
+    box.attempt_begins(2)
+    assert (pulse().steps_done, pulse().save_s) == (0, 0.0)
+
+
 def test_assign__anew_makes_a_lost_holder_good(box: Mailbox) -> None:
     box.lost_holder = True
     assignment = Assignment(("own", "next"), ("own", "next", "third"))

@@ -19,7 +19,9 @@ SAVE, LATER, NOTHING = Decision(True, False), Decision(False, True), Decision(Fa
         (QUIET, 9, 0, False, NOTHING),
         (QUIET, 10, 0, False, SAVE),
         (QUIET, 10, 10, False, NOTHING),  # resumed from it, or asked again while images are waited for
-        (WANTED, 10, 10, False, NOTHING),  # nothing new yet: the wish stays
+        (WANTED, 10, 10, False, LATER),  # nothing new yet, and nobody says it again: it is for the next step
+        (BOTH, 10, 10, False, LATER),
+        (QUIET, 10, 10, True, LATER),
         (WANTED, 11, 10, False, SAVE),
         (SAVING, 20, 10, False, LATER),
         (SAVING, 21, 10, True, LATER),
