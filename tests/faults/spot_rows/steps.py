@@ -13,8 +13,8 @@ from faults.spot_run import SpotRun
 from heliostat.observe.events import EventType
 
 _DISK_MIB = 48
-_FULL_S, _SAVE_STEPS = 8.0, 10
-"""Long enough for a save to fall due: ten steps take four seconds."""
+_FULL_S, _SAVE_STEPS = 8.0, 2
+"""Long enough for a save to fall due on a busy machine too, where a step takes seconds."""
 _WELL_BEFORE_S = 1.0
 """Far longer than a save takes that nothing hinders."""
 
