@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +38,6 @@ from support.processes import end_session
 from support.worlds import tiny_recipe
 
 from frame import BenchResult, Spread, run_bench, significant, tell
-from heliostat.observe.events import EventType
 from heliostat.observe.goodput import ledger
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.training.attempt import run_store
@@ -215,19 +214,11 @@ def measure(quick: bool) -> BenchResult:
         "goodput_seconds": {str(name): significant(value) for name, value in seconds.seconds.items() if value},
         "goodput_steps_lost": sum(run.lost_steps()),
         "goodput_causes": run.causes(),
-        "recoveries_s": _recoveries(run),
+        "to_next_step_s": [
+            round(each.to_next_step_s, 1) for each in run.interruptions if each.to_next_step_s is not None
+        ],
     }
     return BenchResult("elastic", ratios, steps * _PACE_S / wall_s, details)
-
-
-def _recoveries(run: SpotRun) -> Sequence[float]:
-    """Seconds from each interruption to the end of the next step."""
-    ends = run.step_ends
-    found = []
-    for event in run.of_type(EventType.INTERRUPTED):
-        at = unix(event.time_utc)
-        found.append(round(next((end for end in ends if end > at), at) - at, 1))
-    return found
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from faults.paced import paced_attempt
 from heliostat.config import load_recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.training.attempt import RunSpec
+from heliostat.training.trainer import _worker_env
 from heliostat_cluster.local import joined_ray
 from heliostat_cluster.simulated import WORKER_RESOURCE
 from heliostat_jobs.pretrain import train_on_ray
@@ -33,7 +34,7 @@ def toggled_attempt(config: dict[str, Any], notes: str, pace_s: float, block_ste
             honest(self, some_are_busy, done)
 
     Snapshots.take_if_due = take_if_due  # type: ignore[method-assign]
-    paced_attempt(config, notes, pace_s, None)
+    paced_attempt(config, notes, pace_s)
 
 
 def stock(spec: RunSpec, fewest: int, attempt: Any) -> None:
@@ -41,7 +42,10 @@ def stock(spec: RunSpec, fewest: int, attempt: Any) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    most = spec.recipe.scaling.workers
+    recipe = spec.recipe
+    most = recipe.scaling.workers
+    # As our workers have it, without what standby adds: where they differ, the step is not what is compared.
+    alone = recipe.model_copy(update={"scaling": recipe.scaling.model_copy(update={"standby_after_s": None})})
     with tempfile.TemporaryDirectory() as scratch:
         TorchTrainer(
             attempt,
@@ -54,7 +58,7 @@ def stock(spec: RunSpec, fewest: int, attempt: Any) -> None:
             run_config=RunConfig(
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=5),
-                worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
+                worker_runtime_env={"env_vars": _worker_env(alone, use_gpu=False)},
             ),
         ).fit()
 

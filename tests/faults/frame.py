@@ -4,8 +4,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +15,8 @@ class Outcome:
 
     fault: str
     survived: bool
-    lost: int | None = 0
-    """Samples that were stored, and that the loss never saw."""
-    repeated: int | None = 0
-    """Samples that it saw twice in an epoch."""
+    is_exact: bool
+    """Whether the result is the one without the fault: only then it is known that no sample was lost or repeated."""
     steps_lost: int = 0
     """Steps that were computed again."""
     detect_s: float | None = None
@@ -29,6 +28,24 @@ class Outcome:
     goodput: float | None = None
     """Share of the time that an undisturbed run would have taken too; of a whole row, told once."""
     note: str = ""
+
+    @property
+    def lost(self) -> int | None:
+        """Samples that were stored, and that the loss never saw."""
+        return 0 if self.is_exact else None
+
+    @property
+    def repeated(self) -> int | None:
+        """Samples that it saw twice in an epoch."""
+        return 0 if self.is_exact else None
+
+    def noted(self, note: str) -> Self:
+        """With one more remark."""
+        return replace(self, note="; ".join(filter(None, (self.note, note))))
+
+    def checked(self, is_ok: bool, *seen: object) -> Self:
+        """Not survived if something else is wrong; the note then tells what was seen."""
+        return self if is_ok else replace(self.noted(f"seen: {', '.join(map(str, seen))}"), survived=False)
 
 
 HEADINGS = ("fault", "survived", "lost", "repeated", "steps lost", "detect s", "recover s", "note")
@@ -61,6 +78,11 @@ def totals(outcomes: Sequence[Outcome]) -> str:
             "goodput": round(math.prod(goodputs) ** (1 / len(goodputs)), 3) if goodputs else None,
         }
     )
+
+
+def is_passed(outcomes: Iterable[Outcome]) -> bool:
+    """Whether all faults were survived, and no run was interrupted without one."""
+    return all(outcome.survived and not outcome.false_restarts for outcome in outcomes)
 
 
 def seconds_to_recover(step_ends: Sequence[float], fault_end: float, until: float = math.inf) -> float | None:

@@ -1,6 +1,7 @@
 """The driver of a run on a simulated cluster, in a process of its own: ``heliostat run --address`` at a given pace.
 
-Every worker notes who it is, so that a plan can name it by its rank; a step can be given images that are not finite.
+Every worker notes who it is, so that a plan can name it by its rank. A step can be given images that are not finite,
+and the first attempt can be held up when it is about to commit.
 """
 
 import argparse
@@ -15,8 +16,13 @@ from typing import Any
 
 import torch
 
+HELD, LET_GO, TRIED = "held", "let-go", "tried"
+"""Notes: a commit is held up, it may go on, and what it came to."""
 
-def paced_attempt(config: dict[str, Any], notes: str, pace_s: float, poisoned_step: int | None) -> None:
+
+def paced_attempt(
+    config: dict[str, Any], notes: str, pace_s: float, poisoned_step: int | None = None, held_step: int | None = None
+) -> None:
     """A worker's part in an attempt, no step of it shorter than ``pace_s``."""
     import ray
 
@@ -33,7 +39,7 @@ def paced_attempt(config: dict[str, Any], notes: str, pace_s: float, poisoned_st
         time.sleep(max(0.0, last + pace_s - time.monotonic()))
         last = time.monotonic()
 
-    with _poisoned(poisoned_step):
+    with _poisoned(poisoned_step), _held_up(held_step, Path(notes)):
         run_attempt(config["spec"], rest)
 
 
@@ -58,6 +64,37 @@ def _poisoned(step: int | None) -> Iterator[None]:
         attempt.slot_batch = honest  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _held_up(step: int | None, notes: Path) -> Iterator[None]:
+    """The first attempt's commits of a step and of later ones wait until a note lets them go."""
+    from heliostat.checkpoint.log import CheckpointEntry, CommitLog
+
+    honest = CommitLog.append
+
+    def append(self: CommitLog, lease: Any, entry: Any) -> int:
+        is_meant = step is not None and isinstance(entry, CheckpointEntry) and entry.step >= step
+        if not is_meant or entry.attempt > 1:
+            return honest(self, lease, entry)
+        (notes / HELD).touch()
+        while not (notes / LET_GO).exists():
+            time.sleep(0.05)
+        outcome = "committed"
+        try:
+            return honest(self, lease, entry)
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            (notes / f"{TRIED}.new").write_text(outcome)
+            (notes / f"{TRIED}.new").rename(notes / TRIED)
+
+    CommitLog.append = append  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CommitLog.append = honest  # type: ignore[method-assign]
+
+
 def main() -> None:
     from heliostat.config import load_recipe
     from heliostat.config.pretrain import PretrainRecipe
@@ -71,11 +108,18 @@ def main() -> None:
     parser.add_argument("notes")
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--poison", type=int)
+    parser.add_argument("--hold-commit", type=int)
     parser.add_argument("--set", action="append", default=[])
     chosen = parser.parse_args()
     resolved = load_recipe(chosen.recipe, chosen.set, os.environ)
     assert isinstance(resolved.recipe, PretrainRecipe)
-    attempt = partial(paced_attempt, notes=chosen.notes, pace_s=chosen.pace, poisoned_step=chosen.poison)
+    attempt = partial(
+        paced_attempt,
+        notes=chosen.notes,
+        pace_s=chosen.pace,
+        poisoned_step=chosen.poison,
+        held_step=chosen.hold_commit,
+    )
     with joined_ray(chosen.address):
         train_on_ray(resolved.recipe, open_run(resolved), attempt)
 

@@ -45,6 +45,11 @@ class Fault:
         return self.kind is not Kind.ADD_NODE
 
     @property
+    def takes_node(self) -> bool:
+        """Whether a node goes before the run could leave it."""
+        return self.kind in (Kind.KILL_NODE, Kind.TAKE_EARLY)
+
+    @property
     def is_announced(self) -> bool:
         """Whether there is time to save every step."""
         return self.kind in (Kind.DRAIN_NODE, Kind.FALSE_ALARM, Kind.ADD_NODE)

@@ -249,8 +249,7 @@ class Rig:
             Outcome(
                 fault=harm.name,
                 survived=exact,
-                lost=0 if exact else None,
-                repeated=0 if exact else None,
+                is_exact=exact,
                 steps_lost=recomputed if number == 0 else 0,
                 detect_s=_first_word(finished.events, harm),
                 recover_s=seconds_to_recover(finished.step_ends, harm.ended, until),

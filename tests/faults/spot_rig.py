@@ -19,7 +19,7 @@ from pathlib import Path
 from faults.plan import Fault, Kind
 from faults.rig import images
 from faults.spot_run import SpotRun
-from support.processes import end_session, is_running, titled
+from support.processes import end_session, is_running, segments, segments_used, titled
 from support.projects import write_recipe
 from support.small_datasets import store_dataset
 from support.whole_runs import assert_run_equals_plain_training
@@ -190,12 +190,28 @@ class SpotRig:
     def __post_init__(self) -> None:
         self.root = open_store(str(self.folder / "root"))
         store_dataset(self.root, images(IMAGES), DATASET, group_rows=GROUP_ROWS, shard_groups=1)
+        self._segments_before = segments()
 
     @contextmanager
     def run(
-        self, name: str, steps: int, *settings: str, pace_s: float = 0.4, poison: int | None = None
+        self,
+        name: str,
+        steps: int,
+        *settings: str,
+        pace_s: float = 0.4,
+        poison: int | None = None,
+        hold_commit: int | None = None,
     ) -> Iterator[LiveSpotRun]:
-        """A run of its own name; nothing of it is left afterwards, whatever happens."""
+        """A run of its own name; nothing of it is left afterwards, whatever happens.
+
+        Args:
+            name: Of the run.
+            steps: That it has.
+            settings: Of its recipe, besides those of every run here.
+            pace_s: A step takes no less.
+            poison: A step whose images are not finite.
+            hold_commit: From the checkpoint of this step on the first attempt is held up when it is about to commit.
+        """
         notes, log = self.folder / f"{name}-notes", self.folder / f"{name}.log"
         notes.mkdir()
         recipe = write_recipe(
@@ -215,8 +231,9 @@ class SpotRig:
             *settings,
         ]
         chosen = [flag for setting in wanted for flag in ("--set", setting)]
-        poisoned = [] if poison is None else ["--poison", str(poison)]
-        arguments = [self.cluster.address, str(recipe), str(notes), "--pace", str(pace_s), *poisoned, *chosen]
+        harm = {"--poison": poison, "--hold-commit": hold_commit}
+        harmed = [word for flag, step in harm.items() if step is not None for word in (flag, str(step))]
+        arguments = [self.cluster.address, str(recipe), str(notes), "--pace", str(pace_s), *harmed, *chosen]
         tests = str(Path(__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
         with log.open("wb") as output:
@@ -278,7 +295,7 @@ class SpotRig:
             self.cluster.add_node()
 
     def left_behind(self) -> list[str]:
-        """Actors, placement groups and worker processes that a run has left on the cluster."""
+        """Actors, placement groups, worker processes and shared memory that runs have left on the cluster."""
         import ray
         from ray._private.state import state
 
@@ -296,10 +313,16 @@ class SpotRig:
                 below = self.cluster.all_processes()
                 ours = ("ray::RayTrainWorker", "ray::Feeder", "ray::Holder", "ray::ElasticController")
                 processes = [f"process {title}" for pid, title in titled(ours) if pid in below]
-                found = [*actors, *groups, *processes]
+                found = [*actors, *groups, *processes, *self._segments_left(below)]
                 if not found or time.monotonic() > deadline:
                     return found
                 time.sleep(0.5)
+
+    def _segments_left(self, of_cluster: set[int]) -> list[str]:
+        """Shared memory that was not there at first, without what processes beside the cluster use."""
+        if not (new := segments() - self._segments_before):
+            return []
+        return [f"shared memory {name}" for name in sorted(new - segments_used(lambda pid: pid not in of_cluster))]
 
 
 def _lives(actor: dict[str, str]) -> bool:

@@ -1,17 +1,18 @@
-"""What a run on a cluster has left behind, and what that says of the faults that it met."""
+"""What a run on a cluster has left behind."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from faults.frame import Outcome, seconds_to_recover
-from faults.plan import Fault
+from faults.blame import DoneAt, outcomes
+from faults.frame import Outcome
 from faults.rig import unix
 
 from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.observe.events import Event, EventType
 from heliostat.observe.goodput import ledger
+from heliostat.observe.interruptions import Interruption, interruptions
 from heliostat.observe.metrics import StepMetrics, merged_curve
 from heliostat.storage import Store
 
@@ -41,18 +42,27 @@ class SpotRun:
 
     def causes(self) -> list[str]:
         """Of all interruptions, in order."""
-        return [event.fields["cause"] for event in self.of_type(EventType.INTERRUPTED)]
+        return [each.cause for each in self.interruptions]
+
+    @cached_property
+    def interruptions(self) -> list[Interruption]:
+        """All of them, in order, as the platform itself tells them."""
+        return interruptions(self.lines, self.events)
 
     def lost_steps(self) -> list[int]:
-        """Steps that were done and had to be done again, for each interruption."""
-        resumed = self.of_type(EventType.RESUMED)
-        lost = []
-        for event in self.of_type(EventType.INTERRUPTED):
-            after = [each for each in resumed if each.time_utc > event.time_utc]
-            done = max((line.step + 1 for line in self.lines if line.time_utc <= event.time_utc), default=0)
-            done = max(done, event.fields["step"])
-            lost.append(done - (after[0].fields["step"] if after else done))
+        """Steps that were done and had to be done again, for each interruption.
+
+        Raises:
+            AssertionError: The run does not tell it of one of them.
+        """
+        lost = [each.steps_lost for each in self.interruptions if each.steps_lost is not None]
+        if len(lost) < len(self.interruptions):
+            raise AssertionError(f"what was lost is not known of every interruption: {self.interruptions}")
         return lost
+
+    def outcomes(self, done_at: DoneAt, is_exact: bool) -> list[Outcome]:
+        """What became of each fault that was done to it, as ``blame.outcomes`` says."""
+        return outcomes(self.interruptions, self.step_ends, done_at, is_exact)
 
     def goodput(self) -> float:
         """Share of the time in which steps were made that count."""
@@ -87,49 +97,3 @@ class SpotRun:
                 a, b = (torch.cat([each[:width], each[2 * width :]]) for each in (a, b))
             worst = max(worst, float((a - b).norm() / b.norm().clamp_min(1e-12)))
         return worst
-
-
-def outcomes(run: SpotRun, done_at: Sequence[tuple[Fault, float]], exact: bool) -> list[Outcome]:
-    """What became of each fault that was done to one run; nodes that were added are no faults.
-
-    Args:
-        run: As it ended.
-        done_at: What was done, and in Unix time when.
-        exact: Whether it ended as if nothing had been done.
-    """
-    interrupted = run.of_type(EventType.INTERRUPTED)
-    lost = run.lost_steps()
-    faults = [(fault, at) for fault, at in done_at if fault.interrupts]
-    unexpected = [event for event in interrupted if event.fields["cause"] != "resize"]
-    found = []
-    for number, (fault, at) in enumerate(faults):
-        until = faults[number + 1][1] if number + 1 < len(faults) else float("inf")
-        mine = [
-            index
-            for index, event in enumerate(interrupted)
-            if at <= unix(event.time_utc) < until and event in unexpected
-        ]
-        detect = min((unix(interrupted[index].time_utc) - at for index in mine), default=None)
-        # What was announced is planned around: it harms from the moment when the attempt is stopped.
-        since = unix(interrupted[mine[0]].time_utc) if mine and fault.is_announced else at
-        found.append(
-            Outcome(
-                fault=str(fault),
-                survived=exact,
-                lost=0 if exact else None,
-                repeated=0 if exact else None,
-                steps_lost=sum(lost[index] for index in mine),
-                detect_s=None if detect is None else round(detect, 1),
-                recover_s=_recovered_s(run, [unix(interrupted[index].time_utc) for index in mine], since, until),
-                false_restarts=max(0, len(unexpected) - len(faults)) if number == 0 else 0,
-                note="" if exact else "another result than the undisturbed run",
-            )
-        )
-    return found
-
-
-def _recovered_s(run: SpotRun, stopped_at: Sequence[float], since: float, until: float) -> float | None:
-    """Seconds until the first step after the last of some interruptions."""
-    if not stopped_at:
-        return seconds_to_recover(run.step_ends, since, until)
-    return next((end - since for end in run.step_ends if end > max(stopped_at)), None)

@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from faults.frame import Outcome, seconds_to_recover, table, totals
+from faults.frame import Outcome, is_passed, seconds_to_recover, table, totals
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ def test_seconds_to_recover__is_the_step_that_was_delayed_most(
 
 def test_totals__sum_what_is_known() -> None:
     outcomes = [
-        Outcome("a", survived=True, recover_s=2.0, goodput=0.9),
-        Outcome("b", survived=True, recover_s=5.0, false_restarts=1),
-        Outcome("c", survived=True),
+        Outcome("a", survived=True, is_exact=True, recover_s=2.0, goodput=0.9),
+        Outcome("b", survived=True, is_exact=True, recover_s=5.0, false_restarts=1),
+        Outcome("c", survived=True, is_exact=True),
     ]
     assert json.loads(totals(outcomes)) == {
         "faults": 3,
@@ -38,17 +38,34 @@ def test_totals__sum_what_is_known() -> None:
 
 
 def test_totals__what_one_fault_does_not_know_is_not_called_zero() -> None:
-    found = json.loads(totals([Outcome("a", survived=True), Outcome("b", survived=False, lost=None, repeated=2)]))
-    assert (found["survived"], found["samples_lost"], found["samples_repeated"]) == (1, None, 2)
+    outcomes = [Outcome("a", survived=True, is_exact=True), Outcome("b", survived=False, is_exact=False)]
+    found = json.loads(totals(outcomes))
+    assert (found["survived"], found["samples_lost"], found["samples_repeated"]) == (1, None, None)
     assert found["recovery_s"] == {"p50": None, "max": None}
     assert found["goodput"] is None
 
 
 def test_table__has_a_line_per_fault() -> None:
-    lines = table([Outcome("outage", survived=True, detect_s=15.04), Outcome("x", survived=False, lost=None)]).split(
-        "\n"
-    )
+    outage = Outcome("outage", survived=True, is_exact=True, detect_s=15.04)
+    lines = table([outage, Outcome("x", survived=False, is_exact=False)]).split("\n")
     assert [line.split() for line in lines[1:]] == [
         ["outage", "yes", "0", "0", "0", "15.0", "-"],
-        ["x", "NO", "-", "0", "0", "-", "-"],
+        ["x", "NO", "-", "-", "0", "-", "-"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("survived", "false_restarts", "expected"), [(True, 0, True), (False, 0, False), (True, 1, False)]
+)
+def test_is_passed__needs_every_fault_survived_and_no_false_restart(
+    survived: bool, false_restarts: int, expected: bool
+) -> None:
+    good = Outcome("a", survived=True, is_exact=True)
+    assert is_passed([good, Outcome("b", survived, is_exact=True, false_restarts=false_restarts)]) is expected
+
+
+def test_checked__what_is_wrong_is_told_beside_what_was_noted_before() -> None:
+    found = Outcome("a", survived=True, is_exact=True).noted("two of them").checked(True, "no matter")
+    assert (found.survived, found.note) == (True, "two of them")
+    found = found.checked(False, ["hang"], 3)
+    assert (found.survived, found.note, found.lost) == (False, "two of them; seen: ['hang'], 3", 0)

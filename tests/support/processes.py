@@ -1,9 +1,14 @@
 """The processes of a session: what a command that was started in one of its own has left running."""
 
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+_MAPPED = re.compile(rf" {SHARED_MEMORY}/(.+)$", re.MULTILINE)
 
 
 def session_of(leader: int) -> Iterator[tuple[int, str]]:
@@ -64,3 +69,23 @@ def end_session(leader: int) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def segments() -> set[str]:
+    """Names of shared memory of this user on this machine."""
+    found = set()
+    for entry in SHARED_MEMORY.iterdir():
+        with suppress(FileNotFoundError):  # it has gone meanwhile
+            if entry.stat().st_uid == os.getuid():
+                found.add(entry.name)
+    return found
+
+
+def segments_used(is_meant: Callable[[int], bool]) -> set[str]:
+    """Names of the shared memory that the processes use that are meant."""
+    found: set[str] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_meant(int(entry.name)):
+            with suppress(OSError):  # it has ended, or is another user's
+                found.update(_MAPPED.findall((entry / "maps").read_text()))
+    return found

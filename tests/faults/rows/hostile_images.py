@@ -71,6 +71,7 @@ def _ingested(rig: Rig, name: str, files: dict[str, bytes], decoder: str = DECOD
 
 def _judged(fault: str, found: _Ingested, alone: _Ingested, named: dict[str, str], note: str = "") -> Outcome:
     if found.shards != alone.shards:
-        return Outcome(fault, survived=False, lost=None, repeated=None, note="not the dataset of the good images")
+        return Outcome(fault, survived=False, is_exact=False, note="not the dataset of the good images")
     wrong = {name for name, _ in found.refused.items() ^ named.items()}
-    return Outcome(fault, survived=not wrong, note=f"not named as they should be: {sorted(wrong)}" if wrong else note)
+    note = f"not named as they should be: {sorted(wrong)}" if wrong else note
+    return Outcome(fault, survived=not wrong, is_exact=True, note=note)

@@ -54,7 +54,7 @@ def inject(rig: Rig) -> list[Outcome]:
     written = [path for path in written if "/killed-curation/" in path and path.endswith(".parquet")]
     again = len(written) - len(set(written))
     note = f"{_KILLS} starts killed, {again} of {len(set(written))} results written twice, {took_s:.0f} s in all"
-    return [Outcome("curation killed, bad wire", survived=same, lost=0 if same else None, note=note)]
+    return [Outcome("curation killed, bad wire", survived=same, is_exact=same, note=note)]
 
 
 def _results(root: Store) -> set[str]:

@@ -1,18 +1,21 @@
 """F3, F9, F10, F11 and F19: nodes vanish, all of them, come, flap, and are cut off."""
 
+import os
+import signal
 import time
-from dataclasses import replace
 
 from faults.frame import Outcome, seconds_to_recover
+from faults.paced import HELD, LET_GO, TRIED
 from faults.plan import parse
 from faults.rig import unix
 from faults.spot_rig import SpotRig
-from faults.spot_run import outcomes
 
-from heliostat.checkpoint.log import CheckpointEntry, CommitLog, LeaseEntry
+from heliostat.checkpoint.log import CommitLog, LeaseEntry
+from heliostat.errors import FencedError
 from heliostat.observe.events import EventType
+from heliostat.storage import Store
 
-_ABSENCE_S = 30.0
+_ABSENCE_S, _CUT_OFF_S = 30.0, 20.0
 _FLAPS, _UP_S, _DOWN_S, _FLAPPING_STEPS = 8, 12.0, 8.0, 450
 
 
@@ -22,7 +25,7 @@ def loss(rig: SpotRig) -> list[Outcome]:
         live.carry_out(parse("at step 60 kill node of rank 1"))
         run = live.finish()
     ok = run.causes() == ["node_lost"]
-    return [_checked(each, ok, run.causes()) for each in outcomes(run, live.done_at, rig.is_exact(run))]
+    return [each.checked(ok, run.causes()) for each in run.outcomes(live.done_at, rig.is_exact(run))]
 
 
 def all_lost(rig: SpotRig) -> list[Outcome]:
@@ -43,12 +46,13 @@ def all_lost(rig: SpotRig) -> list[Outcome]:
     found = Outcome(
         f"all nodes vanish for {_ABSENCE_S:g} s",
         exact,
+        exact,
         steps_lost=sum(run.lost_steps()),
         detect_s=unix(run.of_type(EventType.INTERRUPTED)[0].time_utc) - began,
         recover_s=seconds_to_recover(run.step_ends, came),
         note="recovery from when nodes came; snapshots went with the nodes",
     )
-    return [_checked(found, ok, run.causes())]
+    return [found.checked(ok, run.causes())]
 
 
 def growth(rig: SpotRig) -> list[Outcome]:
@@ -64,7 +68,8 @@ def growth(rig: SpotRig) -> list[Outcome]:
     ok = workers == [rig.workers - 1, rig.workers] and run.lost_steps() == [0] and run.causes() == ["resize"]
     grown_s = None if resumed_at is None else min(end for end in run.step_ends if end > resumed_at) - came_at
     note = f"{came_at - added_at:.0f} s for Ray to start the node"
-    return [_checked(Outcome("a node comes", rig.is_exact(run), recover_s=grown_s, note=note), ok, run.causes())]
+    exact = rig.is_exact(run)
+    return [Outcome("a node comes", exact, exact, recover_s=grown_s, note=note).checked(ok, run.causes())]
 
 
 def flapping(rig: SpotRig) -> list[Outcome]:
@@ -86,39 +91,46 @@ def flapping(rig: SpotRig) -> list[Outcome]:
     # The first one may go while its workers are being started.
     ok = grown <= 1 and set(run.causes()) <= {"resize", "node_lost", "start_failed"}
     note = f"grown {grown} times, {share:.0%} of the steps of a stable run meanwhile"
-    return [
-        _checked(
-            Outcome(f"a node flaps {_FLAPS} times", rig.is_exact(run, _FLAPPING_STEPS), note=note), ok, run.causes()
-        )
-    ]
+    exact = rig.is_exact(run, _FLAPPING_STEPS)
+    return [Outcome(f"a node flaps {_FLAPS} times", exact, exact, note=note).checked(ok, run.causes())]
 
 
 def partition(rig: SpotRig) -> list[Outcome]:
-    """F19: rank 0's node does not answer for 20 s and comes back: nothing of the old attempt may count any more."""
-    with rig.run("partition", rig.steps) as live:
-        live.wait_for_step(60)
-        node, began = live.node_of(0), time.time()
+    """F19: rank 0's node does not answer for 20 s and comes back: nothing of the old attempt may count any more.
+
+    It is cut off when it has all parts of a checkpoint and is about to commit it. Its worker answers again before its
+    raylet does, which ends the worker when it hears that the node was given up: so the worker does try to commit.
+    """
+    with rig.run("partition", rig.steps, "checkpoint.every_steps=5", hold_commit=60) as live:
+        live.wait_until((live.notes / HELD).exists, "a commit that is held up")
+        node, worker, began = live.node_of(0), live.pid_of(0), time.time()
         rig.cluster.freeze_node(node)
-        live.wait_s(20.0)
+        live.wait_s(_CUT_OFF_S)
+        live.wait_until(lambda: len(_leases(live.store)) > 1, "the next attempt")
+        (live.notes / LET_GO).touch()
+        os.kill(worker, signal.SIGCONT)
+        live.wait_until((live.notes / TRIED).exists, "the commit of the old attempt", _CUT_OFF_S)
         rig.cluster.freeze_node(node, is_frozen=False)
         run = live.finish()
     rig.cluster.kill_node(node)
+    leases = _leases(run.store)
     entries = CommitLog(run.store).read()
-    leases = [number for number, entry in enumerate(entries) if isinstance(entry, LeaseEntry)]
-    late = [
-        entry for entry in entries[leases[-1] :] if isinstance(entry, CheckpointEntry) and entry.attempt < len(leases)
-    ]
-    detect_s = unix(run.of_type(EventType.INTERRUPTED)[0].time_utc) - began if run.causes() else None
+    late = [entry for entry in entries[leases[-1] :] if entry.attempt != entries[leases[-1]].attempt]
+    tried = (live.notes / TRIED).read_text()
+    exact = rig.is_exact(run)
     found = Outcome(
-        "the node of rank 0 is cut off for 20 s",
-        rig.is_exact(run),
+        f"the node of rank 0 is cut off for {_CUT_OFF_S:g} s",
+        exact,
+        exact,
         steps_lost=sum(run.lost_steps()),
-        detect_s=detect_s,
+        detect_s=run.interruptions[0].at_s - began if run.interruptions else None,
         recover_s=seconds_to_recover(run.step_ends, began),
-        note="",
+        note=f"the old attempt's commit: {tried}",
     )
-    return [_checked(found, not late and len(leases) == 2, [f"{len(leases)} leases, late commits: {late}"])]
+    ok = tried == FencedError.__name__ and not late and len(leases) == 2
+    return [found.checked(ok, f"{len(leases)} leases", f"late: {late}", run.causes())]
 
 
-def _checked(found: Outcome, ok: bool, seen: object) -> Outcome:
-    return found if ok else replace(found, survived=False, note=f"{found.note} seen: {seen}")
+def _leases(store: Store) -> list[int]:
+    """Their places in the run's log."""
+    return [place for place, entry in enumerate(CommitLog(store).read()) if isinstance(entry, LeaseEntry)]

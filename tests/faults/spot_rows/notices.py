@@ -1,13 +1,11 @@
 """F4 to F8: nodes that are announced to go, in time, too early, for nothing, two at once, and that of rank 0."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from faults.frame import Outcome
 from faults.plan import parse
 from faults.rig import unix
 from faults.spot_rig import SpotRig
-from faults.spot_run import outcomes
 
 from heliostat.observe.events import EventType
 
@@ -20,16 +18,14 @@ def in_time(rig: SpotRig) -> list[Outcome]:
         live.carry_out(parse("at step 20 drain node of rank 1 after 30 s; at step 115 drain node of rank 0 after 8 s"))
         run = live.finish()
     rig.whole()
-    ok = run.causes() == ["preempted", "preempted"] and run.lost_steps() == [0, 0]
+    ok = run.causes() == ["preempted", "preempted"]
     told = [event for event in run.of_type(EventType.ORDER_RECEIVED) if event.fields["order"] == "checkpoint"]
     reached_s = max(
         (unix(event.fields["told_utc"]) - _before(live.done_at, event.time_utc) for event in told), default=9.0
     )
     ok = ok and reached_s <= _REACHED_S
     note = f"every worker knew within {reached_s:.1f} s"
-    return [
-        _with(each, ok, note, run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
-    ]
+    return [each.noted(note).checked(ok, run.causes()) for each in run.outcomes(live.done_at, rig.is_exact(run))]
 
 
 def too_early(rig: SpotRig) -> list[Outcome]:
@@ -39,9 +35,7 @@ def too_early(rig: SpotRig) -> list[Outcome]:
         run = live.finish()
     rig.whole()
     ok = run.causes() == ["preempted"]
-    return [
-        _with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
-    ]
+    return [each.checked(ok, run.causes()) for each in run.outcomes(live.done_at, rig.is_exact(run))]
 
 
 def false_alarm(rig: SpotRig) -> list[Outcome]:
@@ -50,10 +44,8 @@ def false_alarm(rig: SpotRig) -> list[Outcome]:
         live.carry_out(parse("at step 60 false alarm on node of rank 1 after 6 s"))
         run = live.finish()
     rig.renew()
-    ok = run.causes() == ["preempted"] and run.lost_steps() == [0]
-    return [
-        _with(each, ok, "", run.causes(), run.lost_steps()) for each in outcomes(run, live.done_at, rig.is_exact(run))
-    ]
+    ok = run.causes() == ["preempted"]
+    return [each.checked(ok, run.causes()) for each in run.outcomes(live.done_at, rig.is_exact(run))]
 
 
 def two_at_once(rig: SpotRig) -> list[Outcome]:
@@ -64,18 +56,10 @@ def two_at_once(rig: SpotRig) -> list[Outcome]:
         live.carry_out(parse("at step 0 drain node of rank 2 after 12 s"))
         run = live.finish()
     rig.whole()
-    ok = run.causes() == ["preempted"] and run.lost_steps() == [0]
-    exact = rig.is_exact(run)
-    first, second = outcomes(run, live.done_at, exact)
-    return [
-        _with(replace(first, note="two notices"), ok, "", run.causes(), run.lost_steps()),
-        replace(second, false_restarts=0),
-    ]
+    ok = run.causes() == ["preempted"]
+    found = run.outcomes(live.done_at, rig.is_exact(run))
+    return [each.noted("two notices").checked(ok, run.causes()) for each in found]
 
 
 def _before(done_at: Sequence[tuple[object, float]], time_utc: str) -> float:
     return max(at for _, at in done_at if at <= unix(time_utc))
-
-
-def _with(found: Outcome, ok: bool, note: str, *seen: object) -> Outcome:
-    return replace(found, note=note) if ok else replace(found, survived=False, note=f"seen: {seen}")

@@ -4,13 +4,11 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 
 from faults.frame import Outcome
 from faults.plan import parse
 from faults.rig import unix
 from faults.spot_rig import SpotRig
-from faults.spot_run import outcomes
 
 from heliostat.observe.events import EventType
 
@@ -23,11 +21,9 @@ def deaths(rig: SpotRig) -> list[Outcome]:
     with rig.run("deaths", rig.steps) as live:
         live.carry_out(parse("at step 40 kill rank 0; at step 80 kill rank 1; at step 120 kill rank 2"))
         run = live.finish()
+    ok = run.causes() == ["worker_crash"] * len(live.done_at)
     same = run.equals_bitwise(rig.undisturbed)
-    return [
-        each if same else replace(each, survived=False, note="not the same bits")
-        for each in outcomes(run, live.done_at, same)
-    ]
+    return [each.checked(ok, run.causes()) for each in run.outcomes(live.done_at, same)]
 
 
 def hang(rig: SpotRig) -> list[Outcome]:
@@ -35,12 +31,12 @@ def hang(rig: SpotRig) -> list[Outcome]:
     with rig.run("hang", rig.steps) as live:
         live.carry_out(parse("at step 60 stop rank 1"))
         run = live.finish()
-    (found,) = outcomes(run, live.done_at, rig.is_exact(run))
+    (found,) = run.outcomes(live.done_at, rig.is_exact(run))
     detected = run.of_type(EventType.HANG_DETECTED)
     in_time = found.detect_s is not None and found.detect_s <= _HANG_LIMIT_S
     has_stacks = bool(detected) and b"== worker 2" in run.store.get(detected[0].fields["stacks"])
     ok = run.causes() == ["hang"] and in_time and has_stacks
-    return [replace(found, survived=found.survived and ok, note="" if ok else f"causes {run.causes()}")]
+    return [found.checked(ok, run.causes(), f"stacks: {has_stacks}")]
 
 
 def straggler(rig: SpotRig) -> list[Outcome]:
@@ -60,9 +56,10 @@ def straggler(rig: SpotRig) -> list[Outcome]:
     steps = [line.step for line in run.lines if began < unix(line.time_utc) and line.time_utc <= until]
     ok = bool(named) and named[0].fields["worker"] == 1 and len(steps) <= _STRAGGLER_LIMIT_STEPS and not run.causes()
     detect_s = unix(named[0].time_utc) - began if named else None
-    note = f"named after {len(steps)} steps" if ok else f"named {[each.fields for each in named]}, {run.causes()}"
     exact = rig.is_exact(run)
-    return [Outcome("worker 1 at half speed", exact and ok, detect_s=detect_s, recover_s=0.0, note=note)]
+    found = Outcome("worker 1 at half speed", exact, exact, detect_s=detect_s, recover_s=0.0)
+    found = found.noted(f"named after {len(steps)} steps" if named else "not named")
+    return [found.checked(ok, [each.fields for each in named], run.causes())]
 
 
 def _hamper(pid: int, ended: threading.Event) -> None:

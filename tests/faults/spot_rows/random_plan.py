@@ -5,7 +5,6 @@ from dataclasses import replace
 from faults.frame import Outcome
 from faults.plan import random_plan
 from faults.spot_rig import SpotRig
-from faults.spot_run import outcomes
 
 _PER_RUN = 10
 _FIRST, _APART = 25, 25
@@ -23,7 +22,7 @@ def inject(rig: SpotRig) -> list[Outcome]:
         with rig.run(f"random-{number}", steps, pace_s=_PACE_S) as live:
             live.carry_out(plan)
             run = live.finish()
-        mine = outcomes(run, live.done_at, rig.is_exact(run, steps))
+        mine = run.outcomes(live.done_at, rig.is_exact(run, steps))
         found += [replace(mine[0], goodput=run.goodput()), *mine[1:]]
         number += 1
     return found
