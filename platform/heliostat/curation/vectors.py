@@ -88,7 +88,7 @@ class Embedded:
 
     def parts(self, wanted: Bools) -> list[VectorPart]:
         """Those of the wanted rows that have a vector, by shard; shards without any are left out."""
-        ends = [*self.firsts[1:].tolist(), len(wanted)]
+        ends = [*self.firsts.tolist(), len(wanted)][1:]
         found = []
         for shard, (key, first, end) in enumerate(zip(self.keys, self.firsts.tolist(), ends, strict=True)):
             places = np.flatnonzero(wanted[first:end] & self.has_vector[first:end])

@@ -93,10 +93,10 @@ def test_find_neighbours__by_lists_reaches_the_recall_that_was_asked_for(tmp_pat
 def test_find_neighbours__does_not_depend_on_shards_and_passes(
     tmp_path: Path, vectors: Vectors, config: dict[str, Any]
 ) -> None:
-    """With a GiB so small that a shard is one part, and memory for one shard at a time."""
+    """With a GiB so small that there are several shards, and a cluster for one at a time."""
     one = whole(search(LocalStore(tmp_path), vectors, "one", run_here, **config))
-    many = search(LocalStore(tmp_path), vectors, "many", run_here, **config, shard_gib=PER_SHARD * 60 / 2**30)
-    assert many.keys[0].count("-of-8") == 1
+    many = search(LocalStore(tmp_path), vectors, "many", run_here, **config, shard_gib=72_000 / 2**30)
+    assert many.keys[0].count("-of-") == 1
     assert same(whole(many), one)
 
 
