@@ -18,6 +18,8 @@ _EMBED_GFLOP = 335.0
 """A ViT-H/16 at 224 px, forward: the paper's embedding for retrieval (632 M parameters, 197 tokens, and attention)."""
 _CLUSTERS, _ROUNDS, _WIDTH = 100_000, 20, 1280
 _CORE_S_PER_H = 3600.0
+_LONGER_LISTS_FROM = 2**18 * 256
+"""Vectors from which on an index has no more lists, but longer ones: all of the search is taken to grow with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,12 @@ class PlannedStage:
 def paper_plan(rates: Rates, images: int = IMAGES) -> list[PlannedStage]:
     """The stages of a curation like the paper's."""
     larger = images / rates.neighbours_rows
+    longer = max(1.0, images / _LONGER_LISTS_FROM)
     kmeans_gflop = 2e-9 * images * _CLUSTERS * _WIDTH * _ROUNDS
     return [
         PlannedStage("filter", images / rates.measures_per_s / _CORE_S_PER_H),
         PlannedStage("copy embedding", images / rates.copies_per_s / _CORE_S_PER_H),
-        PlannedStage("neighbours", rates.neighbours_core_s * larger**rates.exponent / _CORE_S_PER_H),
+        PlannedStage("neighbours", rates.neighbours_core_s * larger**rates.exponent * longer / _CORE_S_PER_H),
         PlannedStage("retrieval embedding", 0.0, images * _EMBED_GFLOP / (GPU_TFLOPS * 1e3) / _CORE_S_PER_H),
         PlannedStage("clusters", kmeans_gflop / rates.gflops / _CORE_S_PER_H),
     ]

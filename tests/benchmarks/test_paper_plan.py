@@ -24,7 +24,7 @@ def test_paper_plan__follows_from_the_rates() -> None:
 def test_paper_plan__neighbours_grow_with_the_exponent() -> None:
     steeper = Rates(100, 50, 3600, 1_000_000, 1.2, 50)
     found = {stage.name: stage.core_h for stage in paper_plan(steeper, 1_000_000_000)}
-    assert found["neighbours"] == pytest.approx(1000**1.2)
+    assert found["neighbours"] == pytest.approx(1000**1.2 * 1e9 / 2**26)
 
 
 def test_hours_and_cost__add_cores_and_gpus() -> None:
