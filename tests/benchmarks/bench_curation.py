@@ -17,6 +17,7 @@ over what ours took: above 1, because lists leave most of it out.
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from heliostat.data.ray_tasks import run_tasks
 from heliostat.storage.local import LocalStore
 from heliostat_cluster.local import local_ray
 from paper_plan import Rates, in_words, paper_plan
+from process_tree import tree_use
 
 _WIDTH, _K = 384, 64
 _ROWS, _QUICK_ROWS = 100_000, 20_000
@@ -47,7 +49,7 @@ _ASKED = 500
 _RECALL = 0.97
 _CLUSTERS, _ROUNDS = 1000, 20
 _SKLEARN_SHARE = 0.1
-_PAPER_IMAGES = 1_200_000_000
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,34 @@ class Timed:
     value: Any
     wall_s: float
     cpu_s: float
+    """Of this process alone."""
+    peak_mib: float
+    """Memory of this process and all below it, beyond what they had before."""
 
 
 def timed(work: Callable[[], Any]) -> Timed:
-    """Of this process alone."""
+    """Do some work and look on."""
+    ended = threading.Event()
+    seen_mib = [_memory_mib()]
+
+    def look() -> None:
+        while not ended.wait(_LOOK_S):
+            seen_mib.append(_memory_mib())
+
+    looking = threading.Thread(target=look)
+    looking.start()
     wall, cpu = time.perf_counter(), time.process_time()
-    value = work()
-    return Timed(value, time.perf_counter() - wall, time.process_time() - cpu)
+    try:
+        value = work()
+    finally:
+        wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+        ended.set()
+        looking.join()
+    return Timed(value, wall_s, cpu_s, max(seen_mib) - seen_mib[0])
+
+
+def _memory_mib() -> float:
+    return sum(use.own_mib for use in tree_use().values())
 
 
 def true_neighbours(vectors: Vectors, asked: Ints, count: int) -> Ints:
@@ -138,9 +161,12 @@ def neighbours_beside_others(rows: int) -> tuple[dict[str, float | None], dict[s
         "ours_probes": ours.value.probes,
         "ours_recall_by_itself": significant(ours.value.recall),
         "ours_bytes_per_vector": ours.value.plan.row_bytes,
+        "ours_peak_mib": significant(ours.peak_mib),
         "faiss_one_process_s": significant(in_faiss.wall_s),
+        "faiss_peak_mib": significant(in_faiss.peak_mib),
         "faiss_recall": significant(recall(np.array(rows_of_faiss), truth)),
         "sklearn_s_scaled": significant(sklearn_s),
+        "sklearn_peak_mib": significant(sklearn.peak_mib + floats.nbytes / 2**20),
         "kmeans_ours_s": significant(clusters.wall_s),
         "kmeans_faiss_s": significant(theirs.wall_s),
         "kmeans_ours_mean_distance": significant(clusters.value.potential / rows),
