@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from heliostat.storage.fenced_log import Record as Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +30,6 @@ _SEPARATOR = "|"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Record(BaseModel):
-    """A frozen piece of JSON: unknown keys fail, numbers are not guessed from strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
