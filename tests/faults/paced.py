@@ -71,7 +71,7 @@ def _held_up(step: int | None, notes: Path) -> Iterator[None]:
 
     honest = CommitLog.append
 
-    def append(self: CommitLog, lease: Any, entry: Any) -> int:
+    def append(self: Any, lease: Any, entry: Any) -> int:
         is_meant = step is not None and isinstance(entry, CheckpointEntry) and entry.step >= step
         if not is_meant or entry.attempt > 1:
             return honest(self, lease, entry)

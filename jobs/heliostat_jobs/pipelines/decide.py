@@ -1,8 +1,8 @@
 """What a pipeline's controller does next: a pure function of the log and of what is seen of the jobs.
 
-One step at a time. A step is either an entry for the log or something that may be done any number of times (submitting a
-job of a given id, asking one to stop), so that a controller that dies between any two of them leaves nothing undone and
-nothing done twice.
+One step at a time. A step is either an entry for the log or something that may be done any number of times (submitting
+a job of a given id, asking one to stop), so that a controller that dies between any two of them leaves nothing undone
+and nothing done twice.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -11,8 +11,9 @@ from pydantic import Field, TypeAdapter
 
 from heliostat.checkpoint.format import Count, FiniteFloat, Sha256
 from heliostat.storage import Store
-from heliostat.storage.fenced_log import FencedLog, LeaseEntry, LogRecord
+from heliostat.storage.fenced_log import FencedLog, LogRecord
 from heliostat.storage.fenced_log import Lease as Lease
+from heliostat.storage.fenced_log import LeaseEntry as LeaseEntry
 from heliostat.storage.fenced_log import newest_lease as newest_lease
 
 

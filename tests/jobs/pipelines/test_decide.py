@@ -1,4 +1,4 @@
-"""The decisions of a pipeline's controller, and that a controller that dies anywhere starts every stage exactly once."""
+"""What a pipeline's controller decides, and that one which dies anywhere starts every stage exactly once."""
 
 from collections import Counter
 from collections.abc import Sequence
