@@ -58,6 +58,7 @@ class Rig:
         self.store: Store = open_store(str(folder))
         monkeypatch.setattr(module, "read_nodes", self._read_nodes)
         monkeypatch.setattr("heliostat.elastic.nodes.unreachable", lambda nodes: {n.node_id for n in nodes} - {"a"})
+        monkeypatch.setattr("heliostat.elastic.keeping.remove_holders", lambda run_id: None)  # there is no Ray here
         monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
         monkeypatch.setattr("ray.get", lambda call: self.group.says if call.function is signals.pulse else "waits")
         spec = SupervisorSpec(
