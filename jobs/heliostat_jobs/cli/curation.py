@@ -82,7 +82,7 @@ def _fate(curation: str, image: str) -> "Fate | None":
 
     root_url, name = split_destination(curation)
     root = open_store(root_url)
-    load_curation(root, name)
+    load_curation(root, name)  # refuses one that is not finished
     return find_fate(fates_folder(root, name), _id_of(image))
 
 

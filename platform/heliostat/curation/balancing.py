@@ -15,7 +15,7 @@ from heliostat.curation.image_maps import ImageMap
 from heliostat.curation.kmeans import VERSION, Floats, InMemory, Ints, assign
 from heliostat.curation.neighbours import NeighbourTable
 from heliostat.curation.ray_points import ray_points
-from heliostat.curation.results import ResultFolder
+from heliostat.curation.results import ResultFolder, list_column
 from heliostat.curation.retrieval import Retrieved, by_clusters, by_sample
 from heliostat.curation.sampling import sample_balanced
 from heliostat.curation.vectors import Embedded, VectorPart
@@ -76,11 +76,9 @@ def choose(context: Context, vectors: Embedded, clustered: Clustered | None) -> 
 
 
 def cluster(context: Context, vectors: Embedded) -> Clustered | None:
-    """Clusters of what is left of the pool; none if the recipe has no levels."""
-    if not context.recipe.cluster.levels:
-        return None
+    """Clusters of what is left of the pool; none if nothing is, or if the recipe has no levels."""
     pool = context.fates.alive
-    if not pool.any():
+    if not context.recipe.cluster.levels or not pool.any():
         return None
     config = context.recipe.cluster
     plans = [
@@ -162,5 +160,4 @@ class _KeptCentroids:
         return np.asarray(column.flatten().to_numpy(), np.float32).reshape(len(column), -1)
 
     def __setitem__(self, name: str, centroids_KD: Floats) -> None:
-        column = pa.FixedSizeListArray.from_arrays(pa.array(centroids_KD.reshape(-1)), centroids_KD.shape[1])
-        self._keys[name] = self._folder.write(name, pa.table({"centroid": column}))
+        self._keys[name] = self._folder.write(name, pa.table({"centroid": list_column(centroids_KD)}))
