@@ -7,8 +7,9 @@ from faults.plan import random_plan
 from faults.spot_rig import SpotRig
 
 _PER_RUN = 10
-_FIRST, _APART = 25, 25
-_PACE_S = 0.3
+_FIRST, _APART = 20, 20
+_PACE_S = 0.6
+"""So that no notice is longer than the steps between two faults take."""
 
 
 def inject(rig: SpotRig) -> list[Outcome]:
