@@ -12,6 +12,7 @@ from heliostat.checkpoint.verify import check_shards, load_manifest
 from heliostat.errors import CorruptCheckpointError, NoCheckpointError, NotTrainingError, RunNotFoundError
 from heliostat.observe.redaction import redact
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import run_store
 
 _LOOK_S = 0.5
 
@@ -80,7 +81,7 @@ def find_run(root: str, name: str) -> Store:
     """
     opened = open_store(root)
     if name and "/" not in name and next(opened.list(f"runs/{name}/"), None) is not None:
-        return opened.sub(f"runs/{name}")
+        return run_store(opened, name)
     names = sorted({info.key.split("/")[1] for info in opened.list("runs/")})
     raise RunNotFoundError(
         f"there is no run {name!r} under {opened.url}",

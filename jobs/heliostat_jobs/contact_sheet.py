@@ -19,12 +19,13 @@ import numpy as np
 
 from heliostat.data.catalogue import list_rows
 from heliostat.data.decode import SHRINKS, decode_rgb
-from heliostat.data.manifest import DatasetManifest, dataset_store
+from heliostat.data.manifest import DatasetManifest
 from heliostat.data.reading import RowPlace, RowReader
 from heliostat.data.selection import load_parts
 from heliostat.data.shards import read_row_group
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 THUMBNAIL_PX = 192
 """Longer side."""

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.curation.context import Watch
-from heliostat.curation.curate import Curated, Pinned, Stopped, curation_store, load_result, pin
+from heliostat.curation.curate import Curated, Pinned, Stopped, load_result, pin
 from heliostat.curation.curate import curate as carry_out
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.errors import UnknownImageError
 from heliostat.observe.progress import ItemProgress, watch_items
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import curation_store
 from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.curation_report import curation_report
 from heliostat_jobs.locks import find_or_create_lock, locked_recipe

@@ -20,14 +20,14 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.yaml_text import show_value
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits
 from heliostat.data.ingest import ingest, prepare
-from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.manifest import load_manifest
 from heliostat.data.sources import Item, RefusedItem, Source, Unit
 from heliostat.errors import NoImagesError
 from heliostat.observe.events import read_events
 from heliostat.observe.interruptions import interruptions
 from heliostat.observe.metrics import read_metrics
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import dataset_store, run_store
 from heliostat.training.inputs import sample_source
 from heliostat.training.ledger import planned_digest
 from heliostat_cluster.local import local_ray

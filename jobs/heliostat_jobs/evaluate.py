@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
-from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
+from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.errors import TooFewSamplesError
 from heliostat.models.normalise import normalise
 from heliostat.models.vit import VisionTransformer
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import dataset_store, run_store
 from heliostat_evaluation.backbones import ClassToken, newest_teacher, untrained_backbone
 from heliostat_evaluation.datasets import LabelledBatch, Pixels, labelled_batches
 from heliostat_evaluation.features import Features, extract_features
@@ -77,6 +77,13 @@ class Evaluation:
             "bank_images": len(self.bank.labels),
             "query_images": len(self.queries.labels),
         }
+
+    def summary(self) -> list[str]:
+        """The accuracies, line by line."""
+        return [
+            f"{feature:<12} " + "  ".join(f"k={k}: {accuracy.top1:.1%}" for k, accuracy in by_k.items())
+            for feature, by_k in self.accuracies.items()
+        ]
 
 
 def evaluate(recipe: EvaluateRecipe) -> Evaluation:

@@ -7,8 +7,8 @@ from heliostat.errors import WeightsNotFoundError
 from heliostat.models.weights.download import is_official_name
 from heliostat.models.weights.export import Export, Format, export_backbone
 from heliostat.models.weights.load import load_backbone
-from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.storage import open_store
+from heliostat.storage.layout import LOCK_KEY, run_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,9 @@ def resolve(source: str, root: str) -> str:
         return source
     if "/" not in source:
         store = open_store(root)
-        if store.exists(f"runs/{source}/{LOCK_KEY}"):
-            return f"{store.url}/runs/{source}"
+        run = run_store(store, source)
+        if run.exists(LOCK_KEY):
+            return run.url
         if is_official_name(source):
             return source
     raise WeightsNotFoundError(

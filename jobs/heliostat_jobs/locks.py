@@ -14,8 +14,8 @@ from heliostat.config.kinds import Recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
 from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError
-from heliostat.models.weights.runs import LOCK_KEY
 from heliostat.storage import Store
+from heliostat.storage.layout import LOCK_KEY
 
 CONFIG_KEY = "config.yaml"
 
@@ -55,6 +55,16 @@ def locked_recipe(store: Store) -> Recipe | None:
     """
     locked = _read(store)
     return None if locked is None else unlock(locked)
+
+
+def locked_identity(store: Store) -> dict[str, Any] | None:
+    """What makes a run or a curation the same when it goes on; none if it was never started.
+
+    Raises:
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    return None if locked is None else locked["identity"]
 
 
 def _read(store: Store) -> dict[str, Any] | None:

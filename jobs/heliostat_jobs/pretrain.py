@@ -43,6 +43,13 @@ class PretrainResult:
         """All of it."""
         return asdict(self)
 
+    def summary(self) -> list[str]:
+        """What happened, line by line."""
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        rate = "" if self.images_per_s is None else f", {self.images_per_s:.0f} images/s"
+        what = "was finished already" if self.was_finished else "finished"
+        return [f"{self.run} {what}: {self.steps} steps{loss}{rate}", f"run directory: {self.directory}"]
+
 
 def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address: str | None = None) -> PretrainResult:
     """Run or resume a run to its last step, on an embedded Ray, on a cluster, or in this process alone.

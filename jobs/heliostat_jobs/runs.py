@@ -8,7 +8,7 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import RunNotFoundError
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat_jobs.locks import find_or_create_lock, locked_recipe
 
 

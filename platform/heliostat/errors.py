@@ -13,7 +13,9 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── MissingExtraError            HS-CONF-009
 │   ├── MissingKeyError              HS-CONF-010
 │   ├── CommandLineError             HS-CONF-011
-│   └── TooFewGpusError              HS-CONF-012
+│   ├── TooFewGpusError              HS-CONF-012
+│   ├── InsecureClusterError         HS-CONF-013  a cluster that anybody could use, or a token that anybody can read
+│   └── SecretNotFoundError          HS-CONF-014
 ├── StorageError                     HS-STOR-…  folders and object stores
 │   ├── ObjectNotFoundError          HS-STOR-001
 │   ├── ObjectExistsError            HS-STOR-002  a conditional create lost
@@ -58,7 +60,12 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── PreemptedError               HS-RUN-005  gave up after too many preemptions
 │   ├── CorruptLockError             HS-RUN-006
 │   ├── NotTrainingError             HS-RUN-007  asked for a checkpoint, and nobody answers
-│   └── ClusterUnreachableError      HS-RUN-008
+│   ├── ClusterUnreachableError      HS-RUN-008
+│   ├── ClusterDeniedError           HS-RUN-009
+│   ├── SubmissionRefusedError       HS-RUN-010  the cluster does not take a job
+│   ├── JobLostError                 HS-RUN-011  a job ended without a word
+│   ├── CancelledError               HS-RUN-012  somebody asked for the end
+│   └── JobFailedError               HS-RUN-013  a job on a cluster says that it failed
 ├── CurationError                    HS-CUR-…   a curation that cannot go on
 │   ├── CorruptResultError           HS-CUR-001  what a stage has written is damaged or gone
 │   └── UnknownImageError            HS-CUR-002  an image that the curation has never seen
@@ -162,6 +169,18 @@ class TooFewGpusError(ConfigError):
     """More workers than GPUs."""
 
     code = "HS-CONF-012"
+
+
+class InsecureClusterError(ConfigError):
+    """A cluster that anybody could use, or a token that anybody could read."""
+
+    code = "HS-CONF-013"
+
+
+class SecretNotFoundError(ConfigError):
+    """What a reference to a secret stands for is not there."""
+
+    code = "HS-CONF-014"
 
 
 class StorageError(HeliostatError):
@@ -439,6 +458,36 @@ class ClusterUnreachableError(RunError):
     """No Ray cluster answers at an address."""
 
     code = "HS-RUN-008"
+
+
+class ClusterDeniedError(RunError):
+    """A Ray cluster does not accept the token."""
+
+    code = "HS-RUN-009"
+
+
+class SubmissionRefusedError(RunError):
+    """A cluster does not take a job."""
+
+    code = "HS-RUN-010"
+
+
+class JobLostError(RunError):
+    """A job on a cluster ended without saying how."""
+
+    code = "HS-RUN-011"
+
+
+class CancelledError(RunError):
+    """A job ended because somebody asked for it."""
+
+    code = "HS-RUN-012"
+
+
+class JobFailedError(RunError):
+    """A job on a cluster failed; the message is its own."""
+
+    code = "HS-RUN-013"
 
 
 class CurationError(HeliostatError):

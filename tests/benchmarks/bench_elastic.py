@@ -40,7 +40,7 @@ from support.worlds import tiny_recipe
 from frame import BenchResult, Spread, run_bench, significant, tell
 from heliostat.observe.goodput import ledger
 from heliostat.observe.metrics import merged_curve, read_metrics
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat_cluster.simulated import WORKER_RESOURCE
 
 _PACE_S = 1.13

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from heliostat.data.manifest import DatasetManifest, Part, Provenance, dataset_store, read_head, write_manifest
+from heliostat.data.manifest import DatasetManifest, Part, Provenance, read_head, write_manifest
 from heliostat.data.samples import PinnedDataset, SampleSource, WorkerShare
 from heliostat.data.selection import SELECTED_ROW, predict_selection, write_selection
 from heliostat.data.shards import DEFAULT_LAYOUT, SCHEMA, upload_shard, write_shard
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import plan_chunks
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 DENSE, SPARSE = "dense", "sparse"
 DENSITY = 0.1

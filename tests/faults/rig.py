@@ -35,7 +35,7 @@ from heliostat.observe.events import Event, EventType, read_events
 from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, merged_curve, read_metrics
 from heliostat.observe.segments import SegmentTail
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat.training.ledger import EMPTY, next_digest, slot_digest
 
 IMAGES, GROUP_ROWS = 2048, 32

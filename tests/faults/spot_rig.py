@@ -31,7 +31,7 @@ from heliostat.observe.events import read_events
 from heliostat.observe.metrics import METRICS_PREFIX, read_metrics
 from heliostat.observe.segments import SegmentTail
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat_cluster.simulated import WORKER_RESOURCE, SimulatedCluster, simulated_cluster
 
 IMAGES, GROUP_ROWS = 1024, 32

@@ -8,9 +8,9 @@ import pytest
 from support.curation_pictures import encoded, recompressed, scene
 from support.small_datasets import store_dataset
 
-from heliostat.curation.curate import curation_store
 from heliostat.errors import UnknownImageError
 from heliostat.storage import open_store
+from heliostat.storage.layout import curation_store
 from heliostat_jobs.cli import app
 
 RECIPE = """

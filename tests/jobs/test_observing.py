@@ -11,7 +11,7 @@ from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import PHASES, merged_curve, read_metrics
 from heliostat.storage import open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat_jobs.cli import app
 
 STEPS = 4

@@ -19,7 +19,7 @@ from heliostat.checkpoint.log import CheckpointEntry, CommitLog, EndEntry, Lease
 from heliostat.observe.events import EventType, read_events
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -10,10 +10,11 @@ from typing import Self
 
 import pyarrow as pa
 
-from heliostat.data.manifest import DatasetManifest, Part, Provenance, dataset_store, write_manifest
+from heliostat.data.manifest import DatasetManifest, Part, Provenance, write_manifest
 from heliostat.data.selection import write_selection
 from heliostat.data.shards import SCHEMA, upload_shard, write_shard
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 from heliostat.storage.local import LocalStore
 
 PROVENANCE = Provenance(

@@ -15,7 +15,7 @@ from heliostat.objectives.engine import PlainEngine
 from heliostat.objectives.step import TrainingStep
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store
-from heliostat.training.attempt import run_store
+from heliostat.storage.layout import run_store
 from heliostat.training.feed import slot_batch
 from heliostat.training.inputs import sample_source
 from heliostat.training.ledger import EMPTY, next_digest, planned_digest, slot_digest

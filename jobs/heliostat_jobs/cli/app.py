@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from heliostat import __version__
-from heliostat.errors import CommandLineError, HeliostatError
+from heliostat.errors import CommandLineError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
 from heliostat_jobs.cli import (
@@ -30,12 +30,11 @@ from heliostat_jobs.cli import (
     demo,
     plan,
     run,
+    submitted,
 )
-from heliostat_jobs.cli.exit_codes import ExitCode, exit_code_of
+from heliostat_jobs.cli.exit_codes import ExitCode, explain
 from heliostat_jobs.cli.options import DebugOption, JsonOption
 from heliostat_jobs.cli.output import print_json
-
-_LONGEST_MESSAGE_CHARS = 300
 
 
 class CommandLine(TyperGroup):
@@ -86,7 +85,7 @@ def _nobody_reads() -> bool:
 
 def _report(error: BaseException, arguments: list[str]) -> int:
     """Tell the user what ended the command; returns the exit status."""
-    known, status = _explain(error)
+    known, status = explain(error)
     fact, next_step = redact(known.fact), redact(known.next_step)
     # The arguments themselves are looked at, since they may be what could not be understood.
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -99,25 +98,6 @@ def _report(error: BaseException, arguments: list[str]) -> int:
     # Not str(): an error that comes out of a Ray task answers that with the task's whole traceback.
     typer.echo(f"error: {known.code}: {fact}. {next_step}.", err=True)
     return status
-
-
-def _explain(error: BaseException) -> tuple[HeliostatError, int]:
-    if isinstance(error, HeliostatError):
-        return error, exit_code_of(error)
-    if isinstance(error, typer.TyperException):
-        return _usage_error(error), ExitCode.USAGE
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return HeliostatError("interrupted", "The same command continues from what is committed"), ExitCode.INTERRUPTED
-    message = f"unexpected {type(error).__name__}: {error}"[:_LONGEST_MESSAGE_CHARS].rstrip(". ")
-    next_step = "This is a mistake in Heliostat; run the command again with --debug and report what it prints"
-    return HeliostatError(message, next_step), ExitCode.FAILED
-
-
-def _usage_error(error: typer.TyperException) -> CommandLineError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "heliostat"
-    message = error.format_message().replace(". Did you mean ", "; the nearest is ").strip().rstrip(".?")
-    return CommandLineError(message[:1].lower() + message[1:], f"See {command} --help")
 
 
 app = typer.Typer(
@@ -152,6 +132,8 @@ def heliostat(
 
 app.command()(run.run)
 app.command()(plan.plan)
+for job_verb in (submitted.submit, submitted.status, submitted.logs, submitted.cancel, submitted.resume):
+    app.command()(job_verb)
 app.command()(demo.demo)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(dataset.app, name="dataset")

@@ -2,8 +2,12 @@
 
 from enum import IntEnum
 
+import typer
+
 from heliostat.errors import (
+    ClusterDeniedError,
     ClusterUnreachableError,
+    CommandLineError,
     ConfigError,
     DatasetNotFoundError,
     ExportExistsError,
@@ -24,6 +28,8 @@ from heliostat.errors import (
     WeightsNotFoundError,
 )
 
+_LONGEST_MESSAGE_CHARS = 300
+
 
 class ExitCode(IntEnum):
     """Exit statuses; scripts depend on them."""
@@ -43,7 +49,7 @@ class ExitCode(IntEnum):
     """Nobody reads the output any more: 128 + SIGPIPE."""
 
 
-_UNREACHABLE = (StoreUnreachableError, StoreDeniedError, ClusterUnreachableError)
+_UNREACHABLE = (StoreUnreachableError, StoreDeniedError, ClusterUnreachableError, ClusterDeniedError)
 _USAGE = (
     ConfigError,
     SourceNotFoundError,
@@ -69,3 +75,23 @@ def exit_code_of(error: HeliostatError) -> ExitCode:
     if isinstance(error, PreemptedError):
         return ExitCode.PREEMPTED
     return ExitCode.USAGE if isinstance(error, _USAGE) else ExitCode.FAILED
+
+
+def explain(error: BaseException) -> tuple[HeliostatError, int]:
+    """What a user is told of whatever ended a command or a job, and the exit status."""
+    if isinstance(error, HeliostatError):
+        return error, exit_code_of(error)
+    if isinstance(error, typer.TyperException):
+        return _usage_error(error), ExitCode.USAGE
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return HeliostatError("interrupted", "The same command continues from what is committed"), ExitCode.INTERRUPTED
+    message = f"unexpected {type(error).__name__}: {error}"[:_LONGEST_MESSAGE_CHARS].rstrip(". ")
+    next_step = "This is a mistake in Heliostat; run the command again with --debug and report what it prints"
+    return HeliostatError(message, next_step), ExitCode.FAILED
+
+
+def _usage_error(error: typer.TyperException) -> CommandLineError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "heliostat"
+    message = error.format_message().replace(". Did you mean ", "; the nearest is ").strip().rstrip(".?")
+    return CommandLineError(message[:1].lower() + message[1:], f"See {command} --help")

@@ -4,7 +4,7 @@ from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import KINDS, Recipe, recipe_json_schema
 from heliostat.config.load import ResolvedRecipe, load_recipe
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.config.provenance import Difference, check_same_run, diff_recipes, identity, lock, unlock
+from heliostat.config.provenance import Difference, check_same_run, diff_recipes, identity, lock, relocked, unlock
 
 __all__ = [
     "KINDS",
@@ -19,5 +19,6 @@ __all__ = [
     "load_recipe",
     "lock",
     "recipe_json_schema",
+    "relocked",
     "unlock",
 ]

@@ -76,7 +76,13 @@ def describe_schema(schema: dict[str, Any]) -> str:
         return f"one of {', '.join(str(choice) for choice in schema['enum'])}"
     if schema["type"] == "array":
         return _describe_list(schema)
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "true or false",
+        "object": "a mapping",
+    }
     return " ".join([words[schema["type"]], *_bounds(schema)])
 
 

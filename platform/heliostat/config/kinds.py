@@ -6,12 +6,18 @@ from pydantic import Field, TypeAdapter
 
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, invalid_value
 
-Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe
+Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe | PipelineRecipe
 
-KINDS: dict[str, type[Recipe]] = {"pretrain": PretrainRecipe, "evaluate": EvaluateRecipe, "curate": CurateRecipe}
+KINDS: dict[str, type[Recipe]] = {
+    "pretrain": PretrainRecipe,
+    "evaluate": EvaluateRecipe,
+    "curate": CurateRecipe,
+    "pipeline": PipelineRecipe,
+}
 
 _ANY_KIND: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 

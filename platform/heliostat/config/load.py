@@ -7,13 +7,21 @@ from pathlib import Path as FilePath
 from pydantic import ValidationError
 
 from heliostat.config.base import Section
-from heliostat.config.keys import keys_of, leaves, sections_of, subsection
+from heliostat.config.keys import keys_of, leaves, sections_of, subsection, values_of
 from heliostat.config.kinds import KINDS, Recipe, model_of_kind
 from heliostat.config.nearest import edit_distance
 from heliostat.config.overrides import from_command_line, from_environment
+from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig, in_order
 from heliostat.config.problems import Setting, first_of, not_a_section, translate, unknown_key
-from heliostat.config.yaml_text import MAX_BYTES, Document, Path, Value, read_mapping
-from heliostat.errors import ConfigError, MissingKeyError, RecipeNotFoundError, RecipeSyntaxError, UnknownKeyError
+from heliostat.config.yaml_text import MAX_BYTES, Document, Path, Value, read_mapping, show_value
+from heliostat.errors import (
+    ConfigError,
+    InvalidValueError,
+    MissingKeyError,
+    RecipeNotFoundError,
+    RecipeSyntaxError,
+    UnknownKeyError,
+)
 
 Written = tuple[str, Setting]
 """A dotted key as somebody wrote it, right or wrong, with its value."""
@@ -39,7 +47,8 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str], environ: Mapping
         environ: Where ``HELIOSTAT__TRAINING__STEPS=300`` is looked for.
 
     Raises:
-        ConfigError: Its subclass says what; of several problems the first is raised and the others are counted.
+        ConfigError: Its subclass says what; of several problems the first is raised and the others are counted. Of a
+            pipeline it may be a problem of a stage's recipe.
     """
     file = FilePath(path)
     text = _read(file)
@@ -49,11 +58,49 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str], environ: Mapping
     model = model_of_kind(_kind(document, later, file.name))
     settings, problems = _sort(model, [*_written(model, document.values, document, (), file.name), *later])
     recipe = _validated(model, settings, problems)
+    if isinstance(recipe, PipelineRecipe):
+        recipe = _with_stages(recipe, file.parent)
     origins = {
         dotted: settings[dotted].origin if dotted in settings else owner.origin_of_unset(name)
         for dotted, owner, name in leaves(recipe)
     }
     return ResolvedRecipe(recipe, origins, text)
+
+
+def _with_stages(pipeline: PipelineRecipe, folder: FilePath) -> PipelineRecipe:
+    """The pipeline with the recipes of its stages in it, so that it can be carried out where their files are not."""
+    stages: dict[str, StageConfig] = {}
+    for stage in in_order(pipeline.expanded):
+        recipe = _stage_recipe(pipeline, stage, stages, folder)
+        stages[stage.name] = stage.model_copy(update={"config": values_of(recipe)})
+    return pipeline.model_copy(update={"stages": tuple(stages[stage.name] for stage in pipeline.expanded)})
+
+
+def _stage_recipe(
+    pipeline: PipelineRecipe, stage: StageConfig, earlier: Mapping[str, StageConfig], folder: FilePath
+) -> Recipe:
+    fixed = {"name": pipeline.job_name(stage.name), "root": pipeline.root}
+    kind = _kind_of(folder / stage.recipe)
+    if stage.source is not None:
+        before = earlier[stage.source.rpartition(".")[0]]
+        key = TAKES.get(((before.config or {})["kind"], kind))
+        if key is None:
+            raise InvalidValueError(
+                f"stage {stage.name} is of kind {kind}, which cannot start from {stage.source}",
+                f"Leave from out; what can: {', '.join(f'{taker} from {giver}' for giver, taker in TAKES)}",
+            )
+        fixed[key] = pipeline.job_name(before.name)
+    if kind == "pipeline":
+        raise InvalidValueError(f"stage {stage.name} is a pipeline itself", "Put its stages into this one")
+    overrides = [*stage.set, *(f"{key}={show_value(value)}" for key, value in fixed.items())]
+    try:
+        return load_recipe(folder / stage.recipe, overrides, {}).recipe
+    except ConfigError as error:
+        raise type(error)(f"stage {stage.name}: {error.fact}", error.next_step) from error
+
+
+def _kind_of(file: FilePath) -> str:
+    return str(_kind(read_mapping(_read(file), file.name), (), file.name).value)
 
 
 def _read(file: FilePath) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from heliostat.config.keys import values_of
 from heliostat.config.kinds import KINDS, Recipe
 from heliostat.config.load import ResolvedRecipe
+from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig
 from heliostat.config.yaml_text import show_value
 from heliostat.errors import ChangedConfigError
 
@@ -41,19 +42,52 @@ def lock(resolved: ResolvedRecipe) -> dict[str, Any]:
 
 def unlock(locked: Mapping[str, Any]) -> Recipe:
     """The recipe that ``lock`` recorded; overrides and environments of then are part of it, those of now are not."""
+    return recipe_of({key: entry["value"] for key, entry in locked["values"].items()})
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe whose values, by dotted key, these are: what ``values_of`` gave, after a way through JSON."""
     tree: dict[str, Any] = {}
-    for dotted, entry in locked["values"].items():
+    for dotted, value in values.items():
         *outer, name = dotted.split(".")
         section = tree
         for part in outer:
             section = section.setdefault(part, {})
-        section[name] = entry["value"]
-    return KINDS[locked["kind"]].model_validate(tree)
+        section[name] = value
+    return KINDS[tree["kind"]].model_validate(tree)
+
+
+def relocked(locked: Mapping[str, Any], text: str, root: str) -> ResolvedRecipe:
+    """The resolved recipe that ``lock`` recorded, for another process that may know the root by another name.
+
+    Args:
+        locked: What ``lock`` gave.
+        text: The recipe as it was written.
+        root: Where it lies, as this process says it.
+    """
+    origins = {key: entry["origin"] for key, entry in locked["values"].items()}
+    return ResolvedRecipe(unlock(locked).model_copy(update={"root": root}), origins, text)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The values that define a run, by dotted key; two attempts of one run agree in all of them."""
+    if isinstance(recipe, PipelineRecipe):
+        return {
+            f"{stage.name}.{key}": value
+            for stage in recipe.stages
+            for key, value in _identity_of_stage(stage, recipe).items()
+        }
     return {key: value for key, value in values_of(recipe).items() if not _may_change(key)}
+
+
+def _identity_of_stage(stage: StageConfig, pipeline: PipelineRecipe) -> dict[str, Any]:
+    of_recipe = {} if stage.config is None else identity(recipe_of(stage.config))
+    taken = pipeline.job_name("")  # a fork's stages have other names, and are the same otherwise
+    own = {
+        key: value.replace(taken, "") if isinstance(value, str) and key in TAKES.values() else value
+        for key, value in of_recipe.items()
+    }
+    return {"after": sorted(stage.before), **own}
 
 
 def check_same_run(old_identity: Mapping[str, object], new_identity: Mapping[str, object]) -> None:

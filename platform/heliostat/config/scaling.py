@@ -51,6 +51,10 @@ class ScalingConfig(Section):
         "restart takes seconds less; null is never",
     )
 
+    worker_price_per_hour: float | None = Field(
+        None, ge=0, description="of one worker's share of its node, in any currency: status shows the cost so far"
+    )
+
     @model_validator(mode="after")
     def _fewest_are_no_more_than_most(self) -> Self:
         if self.min_workers > self.workers:

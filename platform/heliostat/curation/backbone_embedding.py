@@ -21,6 +21,7 @@ from heliostat.curation.results import vector_column
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.decode import RgbImage
 from heliostat.storage import Store
+from heliostat.storage.layout import run_store
 
 _BATCH = 64
 _VERSION = "1"
@@ -85,7 +86,7 @@ def of_run(root: Store, name: str, config: EmbeddingConfig) -> BackboneEmbedding
     Raises:
         WeightsNotFoundError, NoCheckpointError: there is no such run, or it has no checkpoint.
     """
-    return of_weights(root.sub(f"runs/{name}").url, config, root)
+    return of_weights(run_store(root, name).url, config, root)
 
 
 def of_weights(name_or_path: str, config: EmbeddingConfig, root: Store) -> BackboneEmbedding:

@@ -30,8 +30,8 @@ from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.data.selection import write_selection
 from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
+from heliostat.storage.layout import RESULT_KEY, curation_store
 
-RESULT_KEY = "result.json"
 WEIGHTS, DEDUP_WEIGHTS = "embedding", "dedup.embedding"
 READ = "read"
 
@@ -88,11 +88,6 @@ class Stopped:
 
     until: str
     records: tuple[StageRecord, ...]
-
-
-def curation_store(root: Store, name: str) -> Store:
-    """The part of a root that belongs to one curation."""
-    return root.sub(f"curations/{name}")
 
 
 def fates_folder(root: Store, name: str) -> ResultFolder:

@@ -19,11 +19,12 @@ import pyarrow as pa
 from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe, UniverseShard
 from heliostat.data.decode import SHRINKS, RgbImage, decode_rgb, read_header
-from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
+from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.data.ray_tasks import ActorPool, Task
 from heliostat.data.shards import read_row_group
 from heliostat.errors import CorruptShardError, HeliostatError, PluginFailedError, RejectedImageError
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 PROBLEM, SOURCE = "problem", "source"
 _FINGERPRINT_CHARS = 16

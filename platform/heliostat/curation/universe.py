@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from heliostat.curation.kmeans import Ints
-from heliostat.data.manifest import DatasetManifest, Part, Shard, dataset_store, load_manifest
+from heliostat.data.manifest import DatasetManifest, Part, Shard, load_manifest
 from heliostat.data.selection import load_parts, read_selected
 from heliostat.data.shard_index import Index, read_index
 from heliostat.errors import CorruptShardError
 from heliostat.storage import Store
 from heliostat.storage.in_flight import map_in_flight
+from heliostat.storage.layout import dataset_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from heliostat.data.manifest import DatasetManifest, dataset_store
+from heliostat.data.manifest import DatasetManifest
 from heliostat.data.selection import GroupTable, Rows, read_selected
 from heliostat.data.shard_index import Index, read_index
 from heliostat.storage import Store
 from heliostat.storage.in_flight import map_in_flight
+from heliostat.storage.layout import dataset_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from heliostat.data.catalogue import list_rows
-from heliostat.data.manifest import DatasetManifest, Provenance, dataset_store, load_provenance
+from heliostat.data.manifest import DatasetManifest, Provenance, load_provenance
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.read_plan import read_advice
 from heliostat.data.selection import load_parts, predict_selection, read_reasons
 from heliostat.data.shard_index import NO_LABEL
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 SIDES_PX = (32, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Where the histogram of sizes is cut."""

@@ -25,6 +25,7 @@ from heliostat.errors import (
     ObjectNotFoundError,
 )
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -207,11 +208,6 @@ def check_dataset_name(name: str) -> None:
             f"the dataset name {name!r} is not 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
             "Choose another name",
         ) from error
-
-
-def dataset_store(root: Store, name: str) -> Store:
-    """The part of a root that belongs to one dataset; keys of shards are relative to it."""
-    return root.sub(f"datasets/{name}")
 
 
 def load_manifest(root: Store, name: str, sha256: str | None = None) -> DatasetManifest:

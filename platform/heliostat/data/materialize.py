@@ -24,7 +24,6 @@ from heliostat.data.manifest import (
     Provenance,
     Shard,
     check_dataset_name,
-    dataset_store,
     load_provenance,
     read_head,
     write_manifest,
@@ -36,6 +35,7 @@ from heliostat.data.shards import SCHEMA, plan_shards, read_row_group, upload_sh
 from heliostat.errors import SelectionError, StoreFailedError
 from heliostat.storage import Store
 from heliostat.storage.in_flight import map_in_flight
+from heliostat.storage.layout import dataset_store
 
 _KEPT_BYTES = 512 * 2**20
 """Row groups that are kept in memory, because the rows that follow may need them again."""

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.data.cache import ShardCache
-from heliostat.data.manifest import DatasetManifest, Selection, Shard, ShardRowGroup, dataset_store
+from heliostat.data.manifest import DatasetManifest, Selection, Shard, ShardRowGroup
 from heliostat.data.memory import ByteLru
 from heliostat.data.ranges import read_span, read_until, read_verified
 from heliostat.data.read_plan import S3_COSTS, Span, plan_group
 from heliostat.data.selection import GroupTable, Rows, load_parts, read_selected
 from heliostat.data.shard_index import ROW, Index, read_group_index
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 GROUPS_MAX_BYTES = 256 * 2**20
 INDEXES_MAX_BYTES = 64 * 2**20

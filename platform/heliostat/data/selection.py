@@ -25,7 +25,6 @@ from heliostat.data.manifest import (
     Provenance,
     Selection,
     check_dataset_name,
-    dataset_store,
     load_manifest,
     read_head,
     write_manifest,
@@ -34,6 +33,7 @@ from heliostat.data.read_plan import GroupShare, predict_amplification
 from heliostat.data.shards import describe_parquet, read_parquet_group
 from heliostat.errors import SelectionError
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 SELECTED_ROW = pa.schema(
     [

@@ -9,13 +9,14 @@ from functools import partial
 
 import numpy as np
 
-from heliostat.data.manifest import ByteRange, DatasetManifest, ParquetObject, dataset_store
+from heliostat.data.manifest import ByteRange, DatasetManifest, ParquetObject
 from heliostat.data.ranges import corrupt, read_verified
 from heliostat.data.selection import GroupTable, load_parts, read_selected
 from heliostat.data.shard_index import read_group_index
 from heliostat.errors import CorruptManifestError, CorruptShardError, DatasetNotFoundError
 from heliostat.storage import Store
 from heliostat.storage.in_flight import map_in_flight
+from heliostat.storage.layout import dataset_store
 
 
 @dataclass(frozen=True, slots=True)

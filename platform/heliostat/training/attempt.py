@@ -26,6 +26,7 @@ from heliostat.objectives.step import StepResult, TrainingStep, copied_backbone
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
+from heliostat.storage.layout import run_store
 from heliostat.training.collective import Agreement, all_do, first_does, first_does_long, worker_count, worker_rank
 from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, StepInput, slot_batch
@@ -65,11 +66,6 @@ class RunSpec:
     """Hash of the manifest that the run has pinned, by name of the dataset."""
     probe: Probe | None = None
     """Judges the teacher every ``observe.knn.every_steps``."""
-
-
-def run_store(root: Store, name: str) -> Store:
-    """The part of a root that belongs to one run."""
-    return root.sub(f"runs/{name}")
 
 
 def train_attempt(config: dict[str, Any]) -> None:

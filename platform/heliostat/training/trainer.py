@@ -16,7 +16,8 @@ from heliostat.elastic.standby import StandbyKind, import_hook
 from heliostat.elastic.supervisor import SupervisorSpec
 from heliostat.errors import TrainingFailedError
 from heliostat.storage import Store
-from heliostat.training.attempt import RunSpec, run_store, train_attempt
+from heliostat.storage.layout import run_store
+from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.determinism import DETERMINISTIC_ENV
 from heliostat.training.feed import KEEP_MEMORY_ENV, feeder_env
 

@@ -12,9 +12,10 @@ from support.hostile import hostile_images
 
 from heliostat.data.ingest import IngestOptions, ingest
 from heliostat.data.ingest.first_pass import DECODER_MODULE
-from heliostat.data.manifest import Shard, dataset_store, load_manifest
+from heliostat.data.manifest import Shard, load_manifest
 from heliostat.data.quarantine import load_quarantine
 from heliostat.storage import open_store
+from heliostat.storage.layout import dataset_store
 from heliostat_cluster.local import local_ray
 
 _GOOD, _BAD = 2000, 20

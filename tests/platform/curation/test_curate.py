@@ -20,7 +20,7 @@ from heliostat.curation.curate import Curated, Stopped, curate, fates_folder, lo
 from heliostat.curation.fates import Fate, fates_in, find_fate, read_fates
 from heliostat.curation.image_maps import results_folder
 from heliostat.curation.lookup import find_nearest
-from heliostat.data.manifest import dataset_store, load_manifest
+from heliostat.data.manifest import load_manifest
 from heliostat.data.reading import RowReader
 from heliostat.errors import (
     ChangedConfigError,
@@ -30,6 +30,7 @@ from heliostat.errors import (
     SelectionError,
 )
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 from heliostat.storage.local import LocalStore
 
 pytestmark = pytest.mark.ray

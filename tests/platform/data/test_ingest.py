@@ -21,7 +21,7 @@ from heliostat.data.decode import decode_rgb
 from heliostat.data.images import ImageLimits, inspect
 from heliostat.data.ingest import IngestOptions, IngestProgress, IngestResult, ingest
 from heliostat.data.ingest.workspace import Workspace, ingest_id
-from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest, load_provenance
+from heliostat.data.manifest import DatasetManifest, load_manifest, load_provenance
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import ShardLayout, read_row_group
 from heliostat.errors import (
@@ -33,6 +33,7 @@ from heliostat.errors import (
     TooManyRefusedError,
 )
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 from heliostat.storage.store import RESERVED_NAME
 from heliostat_cluster.local import local_ray as start_ray
 

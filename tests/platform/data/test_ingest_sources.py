@@ -15,10 +15,11 @@ from PIL import Image
 from support import failing_decoder, hostile
 
 from heliostat.data.ingest import IngestOptions, ingest, prepare
-from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
+from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.data.quarantine import load_quarantine
 from heliostat.data.shards import read_row_group
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 from heliostat_cluster.local import local_ray as start_ray
 
 pytestmark = [

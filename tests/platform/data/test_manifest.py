@@ -17,7 +17,6 @@ from heliostat.data.manifest import (
     Selection,
     Shard,
     ShardRowGroup,
-    dataset_store,
     load_manifest,
     load_provenance,
     read_head,
@@ -25,6 +24,7 @@ from heliostat.data.manifest import (
 )
 from heliostat.errors import CorruptManifestError, DatasetNotFoundError, ObjectExistsError, VersionConflictError
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 HASH = "ab" * 32
 

@@ -5,19 +5,14 @@ import pyarrow as pa
 import pytest
 from support.small_datasets import FaultyStore, store_dataset, store_selection
 
-from heliostat.data.manifest import (
-    DatasetManifest,
-    dataset_store,
-    load_manifest,
-    load_provenance,
-    read_head,
-)
+from heliostat.data.manifest import DatasetManifest, load_manifest, load_provenance, read_head
 from heliostat.data.materialize import materialize, merge_labels
 from heliostat.data.reading import RowReader
 from heliostat.data.shards import read_row_group
 from heliostat.data.verify import verify_dataset
 from heliostat.errors import CorruptShardError, DatasetNotFoundError, InvalidValueError, SelectionError
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 CATS = [b"cat" * n for n in range(1, 20)]
 DOGS = [b"dog" * n for n in range(1, 12)] + CATS[:3]

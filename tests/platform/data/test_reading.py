@@ -10,12 +10,13 @@ from support.small_datasets import Faults, FaultyStore, store_dataset, store_sel
 
 from heliostat.data import reading
 from heliostat.data.cache import ShardCache
-from heliostat.data.manifest import DatasetManifest, dataset_store, load_manifest
+from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.data.memory import ByteLru
 from heliostat.data.reading import RowReader
 from heliostat.data.selection import predict_selection
 from heliostat.errors import CorruptShardError
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 SMALL = sorted((f"image {n} ".encode() * (n + 1) for n in range(30)), key=lambda data: hashlib.sha256(data).digest())
 """By id, as the rows of a dataset of them stand."""

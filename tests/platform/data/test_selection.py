@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 from support.small_datasets import store_dataset, store_selection
 
-from heliostat.data.manifest import DatasetManifest, Part, dataset_store, load_manifest, load_provenance
+from heliostat.data.manifest import DatasetManifest, Part, load_manifest, load_provenance
 from heliostat.data.selection import SELECTED_ROW, predict_selection, read_selected, write_selection
 from heliostat.errors import CorruptShardError, DatasetNotFoundError, SelectionError
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 
 @pytest.fixture

@@ -23,20 +23,14 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from heliostat.data import executor_pause
 from heliostat.data.executor_pause import PauseBetweenTurns
-from heliostat.data.manifest import (
-    DatasetManifest,
-    Provenance,
-    Shard,
-    dataset_store,
-    load_manifest,
-    write_manifest,
-)
+from heliostat.data.manifest import DatasetManifest, Provenance, Shard, load_manifest, write_manifest
 from heliostat.data.samples import PinnedDataset, Samples, SampleSource, WorkerShare
 from heliostat.data.shards import SCHEMA, upload_shard, write_shard
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import CHUNK_BYTES, CHUNK_SAMPLES, plan_chunks, stream_samples
 from heliostat.errors import CorruptShardError, DatasetNotFoundError
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import dataset_store
 
 SHARDS = ((5, 7, 3), (6, 4))
 """Rows of the row groups of each shard."""

@@ -20,10 +20,11 @@ from heliostat.data.ingest.job import DEFAULT_OPTIONS, IngestOptions, IngestProg
 from heliostat.data.ingest.publishing import Published, RoundToPublish
 from heliostat.data.ingest.rounds import RoundNote, Tally, cut_rounds, round_fingerprint
 from heliostat.data.ingest.workspace import Workspace, ingest_id
-from heliostat.data.manifest import DatasetManifest, check_dataset_name, dataset_store, read_head
+from heliostat.data.manifest import DatasetManifest, check_dataset_name, read_head
 from heliostat.data.sources import Source, open_source
 from heliostat.errors import InvalidValueError, NoImagesError
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 __all__ = ["IngestOptions", "IngestProgress", "IngestResult", "Report", "ingest", "prepare"]
 

@@ -7,10 +7,10 @@ from typing import Literal
 from heliostat.data.images import DEFAULT_LIMITS, ImageLimits
 from heliostat.data.ingest.first_pass import DECODER_MODULE
 from heliostat.data.ingest.workspace import Workspace
-from heliostat.data.manifest import dataset_store
 from heliostat.data.shards import DEFAULT_LAYOUT, ShardLayout
 from heliostat.data.sources import Source
 from heliostat.storage import Store
+from heliostat.storage.layout import dataset_store
 
 
 @dataclass(frozen=True, slots=True)

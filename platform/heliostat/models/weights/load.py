@@ -20,8 +20,9 @@ from heliostat.models.weights.download import is_official_name, official_file
 from heliostat.models.weights.files import FileKind, TensorFile, file_kind, read_safetensors
 from heliostat.models.weights.foreign import read_pickle
 from heliostat.models.weights.official import backbone_names
-from heliostat.models.weights.runs import LOCK_KEY, read_run
+from heliostat.models.weights.runs import read_run
 from heliostat.storage import open_store
+from heliostat.storage.layout import LOCK_KEY
 
 METADATA_KEY = "heliostat"
 """In the metadata of our own exports: architecture and grid as JSON."""

@@ -21,11 +21,11 @@ from heliostat.errors import (
 )
 from heliostat.models.weights.backbone import Shape, Weights, check_shapes, expected_shapes
 from heliostat.storage import Store
+from heliostat.storage.layout import LOCK_KEY
 
 TEACHER = "teacher"
 """The kind of the EMA teacher's tensors in a checkpoint; the parameters of its backbone begin with ``BACKBONE``."""
 BACKBONE = "backbone."
-LOCK_KEY = "config.lock.json"
 
 
 def read_run(run: Store, step: int | None = None) -> tuple[Weights, int]:

@@ -1,0 +1,159 @@
+"""What every kind of recipe offers to the verbs that take any: run, submit, status, cancel, resume.
+
+A laptop has neither torch nor DeepSpeed: what carries a recipe out is imported when it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from heliostat.checkpoint.log import CommitLog, EndEntry, live_checkpoints
+from heliostat.checkpoint.requests import ask
+from heliostat.config import ResolvedRecipe
+from heliostat.config.kinds import Recipe
+from heliostat.errors import RunNotFoundError
+from heliostat.storage import Store
+from heliostat.storage.layout import RESULT_KEY, curation_store, evaluation_store, run_store
+from heliostat_jobs.submission.records import Artifacts
+
+_ACCURACY = "knn_top1"
+_SAVE_S = 40.0
+"""That a last checkpoint may take; less than Ray gives a driver before it kills it."""
+
+
+class JobResult(Protocol):
+    """How a job ended."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        ...
+
+    def summary(self) -> list[str]:
+        """For people, line by line."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """One kind of recipe.
+
+    Attributes:
+        store: The part of a root that belongs to one job of a name.
+        is_finished: Whether what a job is to make is there, and would not be made again.
+        carry_out: Run or resume it; on the cluster at an address, or on a Ray of its own.
+        artifacts: What a finished job has made that others may start from.
+        save: Have it commit what it has done so far, for someone who is about to stop it.
+    """
+
+    store: Callable[[Store, str], Store]
+    is_finished: Callable[[Store], bool]
+    carry_out: Callable[[ResolvedRecipe, str | None], JobResult]
+    artifacts: Callable[[Store], Artifacts] = lambda job: {}
+    save: Callable[[Store], None] = lambda job: None
+
+
+def _pretrain(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+    from heliostat_jobs.pretrain import pretrain
+
+    return pretrain(resolved, address=address)
+
+
+def _curate(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+    from heliostat_jobs.curate import curate
+
+    return curate(resolved, address=address)
+
+
+def _evaluate(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+    from heliostat.config.evaluate import EvaluateRecipe
+    from heliostat_jobs.evaluate import evaluate
+
+    assert isinstance(resolved.recipe, EvaluateRecipe)  # noqa: S101 -- the table below chooses by the kind
+    return evaluate(resolved.recipe)
+
+
+def _is_ended_run(run: Store) -> bool:
+    return any(isinstance(entry, EndEntry) for entry in CommitLog(run).read())
+
+
+def _checkpoints(run: Store) -> Artifacts:
+    """The newest checkpoint, and the best one by its k-NN accuracy, if that was watched."""
+    entries = live_checkpoints(CommitLog(run).read())
+    judged = [entry for entry in entries if _ACCURACY in entry.metrics]
+    best = max(judged, key=lambda entry: (entry.metrics[_ACCURACY], entry.step), default=None)
+    chosen = {"last": entries[-1] if entries else None, "best": best or (entries[-1] if entries else None)}
+    return {
+        name: {"step": entry.step, "manifest_sha256": entry.manifest_sha256}
+        for name, entry in chosen.items()
+        if entry is not None
+    }
+
+
+def _save_run(run: Store) -> None:
+    from heliostat_jobs.checkpoints import wait_for_answer
+
+    wait_for_answer(run, ask(run), _SAVE_S)
+
+
+def _has_result(job: Store) -> bool:
+    return job.exists(RESULT_KEY)
+
+
+def _never(job: Store) -> bool:
+    return False  # an evaluation is of the newest checkpoint, and made again when it is asked for again
+
+
+JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
+    {
+        "pretrain": JobKind(run_store, _is_ended_run, _pretrain, _checkpoints, _save_run),
+        "curate": JobKind(curation_store, _has_result, _curate),
+        "evaluate": JobKind(evaluation_store, _never, _evaluate),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job by its name, whether it exists yet or not."""
+
+    root: Store
+    kind: str
+    name: str
+
+    @property
+    def store(self) -> Store:
+        """Its own part of the root."""
+        return JOB_KINDS[self.kind].store(self.root, self.name)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether what it is to make is there."""
+        return JOB_KINDS[self.kind].is_finished(self.store)
+
+
+def job_of(recipe: Recipe, root: Store) -> Job:
+    """The job that a recipe describes."""
+    return Job(root, recipe.kind, recipe.name)
+
+
+def find_job(root: Store, name: str) -> Job:
+    """The job of a name that was submitted or run before.
+
+    Raises:
+        RunNotFoundError: there is none, or there are several of different kinds.
+    """
+    found = [job for job in _of_name(root, name) if next(job.store.list(""), None) is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        kinds = " and ".join(job.kind for job in found)
+        raise RunNotFoundError(f"{name!r} names jobs of kind {kinds} under {root.url}", "Say which with --kind")
+    raise RunNotFoundError(
+        f"there is no job {name!r} under {root.url}", "Check --root, or start it with heliostat submit RECIPE.yaml"
+    )
+
+
+def _of_name(root: Store, name: str) -> Iterator[Job]:
+    if name and "/" not in name:
+        yield from (Job(root, kind, name) for kind in JOB_KINDS)

@@ -1,0 +1,183 @@
+"""What the store knows of a job's submissions: ``submissions/0001/`` below the job's own folder, the newest counts.
+
+``request.json`` is created by the client, only if its number is free: of two clients that race one wins, the other one
+finds the winner's. ``end.json`` is created by the job when it ends, ``cancelled.json`` by whoever asks for the end.
+Each is written once. Whatever a cluster forgets when its head is started again is still here.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from heliostat.errors import CorruptLockError, ObjectExistsError, ObjectNotFoundError
+from heliostat.storage import Store
+from heliostat.storage.fenced_log import Record
+
+FOLDER = "submissions/"
+LOG = "log"
+_REQUEST, _END, _CANCELLED = "request.json", "end.json", "cancelled.json"
+_KEY = re.compile(rf"{FOLDER}(\d{{4}})/({_REQUEST}|{_END}|{_CANCELLED})")
+
+Artifacts = dict[str, dict[str, str | int]]
+"""What a job has made, by name: for example ``best``, with its step and the hash of its manifest."""
+Outcome = Literal["succeeded", "failed", "cancelled"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Request(Record):
+    """That a job is to run on a cluster, and everything that it needs to know. No secret is part of it."""
+
+    schema_version: Literal[1] = 1
+    number: Annotated[int, Field(ge=1, le=9999)]
+    submission_id: str
+    """Of the Ray job. A cluster runs a job of one id once, however often it is submitted."""
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(8))
+    """Tells this request from any other of the same submission id, of another root or of one that was removed."""
+    address: str
+    """Of the cluster that it was handed to."""
+    package: str
+    """Name of the wheel whose code runs."""
+    secrets: dict[str, str] = Field(default_factory=dict)
+    """References by the name of the environment variable that they fill on every node."""
+    config: dict[str, Any]
+    """The recipe, as ``heliostat.config.lock`` writes it."""
+    text: str
+    """The recipe as it was written."""
+    written_at: str = Field(default_factory=_now)
+
+
+class JobEnd(Record):
+    """How a submission came to its end, as the job itself says."""
+
+    schema_version: Literal[1] = 1
+    outcome: Outcome
+    exit_code: int
+    code: str = ""
+    """Of the error."""
+    fact: str = ""
+    next_step: str = ""
+    result: dict[str, Any] = Field(default_factory=dict)
+    """What ``--json`` prints of the same job."""
+    artifacts: Artifacts = Field(default_factory=dict)
+    written_at: str = Field(default_factory=_now)
+
+
+class Cancelled(Record):
+    """That somebody wants a submission to end."""
+
+    by: str
+    """Host and user."""
+    written_at: str = Field(default_factory=_now)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """All that is known of one."""
+
+    request: Request
+    end: JobEnd | None = None
+    cancelled: Cancelled | None = None
+
+
+def read_submissions(job: Store) -> list[Submission]:
+    """All submissions of a job, oldest first.
+
+    Raises:
+        CorruptLockError: something is not what this version wrote.
+    """
+    found: dict[int, set[str]] = {}
+    for info in job.list(FOLDER):
+        if match := _KEY.fullmatch(info.key):
+            found.setdefault(int(match[1]), set()).add(match[2])
+    return [_read(job, number, names) for number, names in sorted(found.items()) if _REQUEST in names]
+
+
+def newest(job: Store) -> Submission | None:
+    """The submission that counts; none if there is none."""
+    submissions = read_submissions(job)
+    return submissions[-1] if submissions else None
+
+
+def write_request(job: Store, request: Request) -> bool:
+    """Claim its number; False if somebody else has it."""
+    return _create(job, _key(request.number, _REQUEST), request)
+
+
+def write_end(job: Store, number: int, end: JobEnd) -> bool:
+    """Say how a submission ended; False if that was said before."""
+    return _create(job, _key(number, _END), end)
+
+
+def write_cancelled(job: Store, number: int, cancelled: Cancelled) -> bool:
+    """Ask for the end of a submission; False if that was asked before."""
+    return _create(job, _key(number, _CANCELLED), cancelled)
+
+
+def read_request(job: Store, number: int) -> Request:
+    """What a submission is to do.
+
+    Raises:
+        CorruptLockError: it is not there, or not what this version wrote.
+    """
+    request = _parsed(job, _key(number, _REQUEST), Request)
+    if request is None:
+        raise CorruptLockError(f"{job.url}/{_key(number, _REQUEST)} is not there", "Submit the job again")
+    return request
+
+
+def read_end(job: Store, number: int) -> JobEnd | None:
+    """How a submission ended, if it has said so.
+
+    Raises:
+        CorruptLockError: what is there is not what this version wrote.
+    """
+    end: JobEnd | None = _parsed(job, _key(number, _END), JobEnd)
+    return end
+
+
+def is_cancelled(job: Store, number: int) -> bool:
+    """Whether somebody asked for the end of a submission."""
+    return job.exists(_key(number, _CANCELLED))
+
+
+def log_prefix(number: int) -> str:
+    """Of the segments of what a submission's driver prints."""
+    return f"{FOLDER}{number:04d}/{LOG}"
+
+
+def _read(job: Store, number: int, names: set[str]) -> Submission:
+    return Submission(
+        read_request(job, number),
+        read_end(job, number) if _END in names else None,
+        _parsed(job, _key(number, _CANCELLED), Cancelled) if _CANCELLED in names else None,
+    )
+
+
+def _key(number: int, name: str) -> str:
+    return f"{FOLDER}{number:04d}/{name}"
+
+
+def _create(job: Store, key: str, record: Record) -> bool:
+    try:
+        job.create(key, record.model_dump_json(indent=1).encode())
+    except ObjectExistsError:
+        return False
+    return True
+
+
+def _parsed(job: Store, key: str, kind: type[Any]) -> Any:
+    try:
+        return kind.model_validate_json(job.get(key))
+    except ObjectNotFoundError:
+        return None
+    except ValidationError as error:
+        raise CorruptLockError(
+            f"{job.url}/{key} is not what this version wrote", "Put it back as it was, or use another name"
+        ) from error
