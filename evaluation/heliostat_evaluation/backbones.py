@@ -40,13 +40,13 @@ def untrained_backbone(recipe: PretrainRecipe) -> VisionTransformer:
     return network.backbone.eval()
 
 
-def newest_teacher(run: Store, recipe: PretrainRecipe) -> TrainedTeacher:
-    """The teacher of the run's newest good checkpoint; only its own bytes are read.
+def trained_teacher(run: Store, recipe: PretrainRecipe, step: int | None = None) -> TrainedTeacher:
+    """The teacher of a run's checkpoint, of the newest good one if no step is named; only its own bytes are read.
 
     Raises:
-        NoCheckpointError: nothing was committed yet.
+        NoCheckpointError: nothing was committed yet, or nothing of this step.
     """
-    weights, step = read_teacher(run, recipe)
+    weights, step = read_teacher(run, recipe, step)
     return TrainedTeacher(build(weights), step)
 
 

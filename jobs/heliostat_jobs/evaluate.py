@@ -15,7 +15,7 @@ from heliostat.models.normalise import normalise
 from heliostat.models.vit import VisionTransformer
 from heliostat.storage import Store, open_store
 from heliostat.storage.layout import dataset_store, run_store
-from heliostat_evaluation.backbones import ClassToken, newest_teacher, untrained_backbone
+from heliostat_evaluation.backbones import ClassToken, trained_teacher, untrained_backbone
 from heliostat_evaluation.datasets import LabelledBatch, Pixels, labelled_batches
 from heliostat_evaluation.features import Features, extract_features
 from heliostat_evaluation.knn import Accuracy, knn_accuracy, nearest
@@ -99,7 +99,7 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     px = pretraining.augmentation.global_px
     bank = load_labelled(root, recipe.bank, px)
     queries = with_classes_of(bank, load_labelled(root, recipe.queries, px))
-    teacher = newest_teacher(run_store(root, recipe.run), pretraining)
+    teacher = trained_teacher(run_store(root, recipe.run), pretraining, recipe.step)
     features: dict[str, Callable[[Tensor], Tensor]] = {
         UNTRAINED: ClassToken(untrained_backbone(pretraining)),
         PIXELS: normalised_pixels,

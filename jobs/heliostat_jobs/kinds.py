@@ -3,21 +3,22 @@
 A laptop has neither torch nor DeepSpeed: what carries a recipe out is imported when it is.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from heliostat.checkpoint.log import CommitLog, EndEntry, live_checkpoints
+from heliostat.checkpoint.log import CommitLog, EndEntry
 from heliostat.checkpoint.requests import ask
 from heliostat.config import ResolvedRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.errors import RunNotFoundError
 from heliostat.storage import Store
-from heliostat.storage.layout import RESULT_KEY, curation_store, evaluation_store, run_store
-from heliostat_jobs.submission.records import Artifacts
+from heliostat.storage.layout import RESULT_KEY, curation_store, evaluation_store, pipeline_store, run_store
+from heliostat_jobs.artifacts import Artifacts, checkpoint_artifacts, dataset_artifact
+from heliostat_jobs.submission.records import Request
 
-_ACCURACY = "knn_top1"
 _SAVE_S = 40.0
 """That a last checkpoint may take; less than Ray gives a driver before it kills it."""
 
@@ -41,31 +42,32 @@ class JobKind:
     Attributes:
         store: The part of a root that belongs to one job of a name.
         is_finished: Whether what a job is to make is there, and would not be made again.
-        carry_out: Run or resume it; on the cluster at an address, or on a Ray of its own.
+        carry_out: Run or resume it; on the cluster at an address, or on a Ray of its own. The request is the one that
+            this process carries out, if it is a job on a cluster itself.
         artifacts: What a finished job has made that others may start from.
         save: Have it commit what it has done so far, for someone who is about to stop it.
     """
 
     store: Callable[[Store, str], Store]
     is_finished: Callable[[Store], bool]
-    carry_out: Callable[[ResolvedRecipe, str | None], JobResult]
-    artifacts: Callable[[Store], Artifacts] = lambda job: {}
+    carry_out: Callable[[ResolvedRecipe, str | None, Request | None], JobResult]
+    artifacts: Callable[["Job"], Artifacts] = lambda job: {}
     save: Callable[[Store], None] = lambda job: None
 
 
-def _pretrain(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+def _pretrain(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
     from heliostat_jobs.pretrain import pretrain
 
     return pretrain(resolved, address=address)
 
 
-def _curate(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+def _curate(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
     from heliostat_jobs.curate import curate
 
     return curate(resolved, address=address)
 
 
-def _evaluate(resolved: ResolvedRecipe, address: str | None) -> JobResult:
+def _evaluate(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
     from heliostat.config.evaluate import EvaluateRecipe
     from heliostat_jobs.evaluate import evaluate
 
@@ -73,21 +75,28 @@ def _evaluate(resolved: ResolvedRecipe, address: str | None) -> JobResult:
     return evaluate(resolved.recipe)
 
 
+def _pipeline(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
+    from heliostat_jobs.pipelines.carry_out import carry_out_here, control
+
+    return carry_out_here(resolved, address) if request is None else control(resolved, request)
+
+
+def _is_done_pipeline(pipeline: Store) -> bool:
+    from heliostat_jobs.pipelines.log import PipelineLog, is_done
+
+    return is_done(PipelineLog(pipeline).read())
+
+
 def _is_ended_run(run: Store) -> bool:
     return any(isinstance(entry, EndEntry) for entry in CommitLog(run).read())
 
 
-def _checkpoints(run: Store) -> Artifacts:
-    """The newest checkpoint, and the best one by its k-NN accuracy, if that was watched."""
-    entries = live_checkpoints(CommitLog(run).read())
-    judged = [entry for entry in entries if _ACCURACY in entry.metrics]
-    best = max(judged, key=lambda entry: (entry.metrics[_ACCURACY], entry.step), default=None)
-    chosen = {"last": entries[-1] if entries else None, "best": best or (entries[-1] if entries else None)}
-    return {
-        name: {"step": entry.step, "manifest_sha256": entry.manifest_sha256}
-        for name, entry in chosen.items()
-        if entry is not None
-    }
+def _checkpoints(job: "Job") -> Artifacts:
+    return checkpoint_artifacts(job.store, job.name)
+
+
+def _dataset(job: "Job") -> Artifacts:
+    return dataset_artifact(job.name, json.loads(job.store.get(RESULT_KEY))["manifest_sha256"])
 
 
 def _save_run(run: Store) -> None:
@@ -107,8 +116,9 @@ def _never(job: Store) -> bool:
 JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
     {
         "pretrain": JobKind(run_store, _is_ended_run, _pretrain, _checkpoints, _save_run),
-        "curate": JobKind(curation_store, _has_result, _curate),
+        "curate": JobKind(curation_store, _has_result, _curate, _dataset),
         "evaluate": JobKind(evaluation_store, _never, _evaluate),
+        "pipeline": JobKind(pipeline_store, _is_done_pipeline, _pipeline),
     }
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
@@ -67,6 +68,16 @@ def locked_identity(store: Store) -> dict[str, Any] | None:
     return None if locked is None else locked["identity"]
 
 
+def pinned_manifests(store: Store) -> dict[str, str] | None:
+    """Hashes of the datasets' manifests that a run or a curation was started with; none if it was never started.
+
+    Raises:
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    return None if locked is None else locked["manifests"]
+
+
 def _read(store: Store) -> dict[str, Any] | None:
     try:
         data = store.get(LOCK_KEY)
@@ -77,7 +88,7 @@ def _read(store: Store) -> dict[str, Any] | None:
         if locked["schema_version"] != LOCK_SCHEMA_VERSION:
             raise ValueError(locked["schema_version"])
         recipe = unlock(locked)
-        if set(locked["manifests"]) != _datasets_of(recipe):
+        if set(locked["manifests"]) != datasets_of(recipe):
             raise ValueError(locked["manifests"])
         if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
             raise TypeError(locked["inputs"])
@@ -89,11 +100,14 @@ def _read(store: Store) -> dict[str, Any] | None:
     return locked
 
 
-def _datasets_of(recipe: Recipe) -> set[str]:
+def datasets_of(recipe: Recipe) -> set[str]:
+    """Names of the datasets that a recipe reads."""
     match recipe:
         case PretrainRecipe():
             return set(recipe.dataset.shares)
         case CurateRecipe():
             return set(recipe.datasets)
+        case EvaluateRecipe():
+            return {recipe.bank, recipe.queries}
         case _:
             return set()

@@ -65,7 +65,8 @@ HeliostatError                       one line: code, what was wrong with its val
 │   ├── SubmissionRefusedError       HS-RUN-010  the cluster does not take a job
 │   ├── JobLostError                 HS-RUN-011  a job ended without a word
 │   ├── CancelledError               HS-RUN-012  somebody asked for the end
-│   └── JobFailedError               HS-RUN-013  a job on a cluster says that it failed
+│   ├── JobFailedError               HS-RUN-013  a job on a cluster says that it failed
+│   └── ArtifactChangedError         HS-RUN-014  what a stage starts from is not what was handed on
 ├── CurationError                    HS-CUR-…   a curation that cannot go on
 │   ├── CorruptResultError           HS-CUR-001  what a stage has written is damaged or gone
 │   └── UnknownImageError            HS-CUR-002  an image that the curation has never seen
@@ -488,6 +489,12 @@ class JobFailedError(RunError):
     """A job on a cluster failed; the message is its own."""
 
     code = "HS-RUN-013"
+
+
+class ArtifactChangedError(RunError):
+    """What a job starts from is not what was handed on to it."""
+
+    code = "HS-RUN-014"
 
 
 class CurationError(HeliostatError):

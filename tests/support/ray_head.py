@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.processes import end_session
+from support.processes import descends_from, end_session
 
 _UP_S = 60.0
 _STORE_BYTES = 200_000_000
@@ -102,10 +102,9 @@ class RayHead:
         return True
 
 
-def _descendants(pid: int) -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+def _descendants(ancestor: int) -> list[int]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if descends_from(pid, ancestor)]
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from heliostat.config import ResolvedRecipe, load_recipe
-from heliostat.config.curate import CurateRecipe
-from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import CommandLineError
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
 from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.extras import require_extra
+from heliostat_jobs.kinds import JOB_KINDS, JobResult
 
 
 def run(
@@ -35,44 +35,21 @@ def run(
     """Run a recipe on this machine, or resume it: the same name and configuration continue where they stopped."""
     resolved = load_recipe(recipe, set_ or [], os.environ)
     require_extra("train,cpu", "torch", "ray", "deepspeed", "faiss")
-    if isinstance(resolved.recipe, EvaluateRecipe):
-        _evaluate(resolved.recipe, json)
-        return
-    if isinstance(resolved.recipe, CurateRecipe):
-        _curate(resolved, address, json)
-        return
-    from heliostat_jobs.pretrain import pretrain
-
-    if single_process and address is not None:
-        raise CommandLineError("--single-process and --address exclude each other", "Leave one of them out")
-    result = pretrain(resolved, single_process=single_process, address=address)
-    if json:
-        print_json(result.to_json())
-        return
-    loss = "" if result.loss is None else f", loss {result.loss:.3f}"
-    rate = "" if result.images_per_s is None else f", {result.images_per_s:.0f} images/s"
-    what = "was finished already" if result.was_finished else "finished"
-    typer.echo(f"{result.run} {what}: {result.steps} steps{loss}{rate}")
-    typer.echo(f"run directory: {result.directory}")
-
-
-def _curate(resolved: ResolvedRecipe, address: str | None, json: bool) -> None:
-    from heliostat_jobs.curate import curate
-
-    result = curate(resolved, address=address)
+    if single_process:
+        if address is not None:
+            raise CommandLineError("--single-process and --address exclude each other", "Leave one of them out")
+        if not isinstance(resolved.recipe, PretrainRecipe):
+            raise CommandLineError("--single-process is for recipes of kind pretrain", "Leave it out")
+        result = _pretrain_alone(resolved)
+    else:
+        result = JOB_KINDS[resolved.recipe.kind].carry_out(resolved, address, None)
     if json:
         print_json(result.to_json())
         return
     typer.echo("\n".join(result.summary()))
 
 
-def _evaluate(recipe: EvaluateRecipe, json: bool) -> None:
-    from heliostat_jobs.evaluate import evaluate
+def _pretrain_alone(resolved: ResolvedRecipe) -> JobResult:
+    from heliostat_jobs.pretrain import pretrain
 
-    result = evaluate(recipe)
-    if json:
-        print_json(result.to_json())
-        return
-    for feature, by_k in result.accuracies.items():
-        shown = "  ".join(f"k={k}: {accuracy.top1:.1%}" for k, accuracy in by_k.items())
-        typer.echo(f"{feature:<12} {shown}")
+    return pretrain(resolved, single_process=True)

@@ -7,45 +7,16 @@ and nothing done twice.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-from heliostat_jobs.pipelines.log import Artifacts, Outcome
+from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.pipelines.state import DONE, Phase, PipelineState, StageSpec, StageState
+from heliostat_jobs.submission.records import Outcome
+from heliostat_jobs.submission.seen import JobPhase, JobSeen
 
 _BACK_OFF_S = (10.0, 60.0, 300.0)
 """Before the second try, the third, and all later ones."""
 _SOON_CAUSES = ("HS-RUN-005", "lost")
 """Of which a stage is not to blame: it is tried again at once."""
-
-
-class JobPhase(StrEnum):
-    """Of a Ray job, as far as anybody knows."""
-
-    ABSENT = "absent"
-    """The cluster has never heard of it, or has forgotten it when its head was started again."""
-    ALIVE = "alive"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-    """The cluster does not answer. Nothing follows from that."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobSeen:
-    """What is seen of a stage's job.
-
-    Attributes:
-        phase: See ``JobPhase``. A result that lies in the store says ``ENDED``, whatever the cluster says.
-        outcome: Of a job that has ended.
-        cause: Of a failure: an error code, or ``lost`` if the job left no word.
-        fact: In words.
-        artifacts: What it has made.
-    """
-
-    phase: JobPhase
-    outcome: Outcome = "failed"
-    cause: str = "lost"
-    fact: str = ""
-    artifacts: Artifacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +107,7 @@ def _of_started(stage: str, world: World) -> Step | None:
     if seen.phase is JobPhase.ENDED:
         return End(stage, seen)
     if seen.phase is JobPhase.ABSENT:
-        return End(stage, JobSeen(JobPhase.ENDED, "cancelled", "")) if world.is_cancelled else Submit(stage)
+        return End(stage, JobSeen(JobPhase.ENDED, "cancelled")) if world.is_cancelled else Submit(stage)
     if world.is_cancelled and seen.phase is JobPhase.ALIVE and stage not in world.asked_to_stop:
         return Stop(stage)
     return None

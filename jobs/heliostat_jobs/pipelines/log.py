@@ -4,16 +4,15 @@ A database or a workflow service would be a second thing that must not fail. The
 and creating an object only if its name is free is all that a controller needs to be the only one who decides.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from heliostat.storage import Store
 from heliostat.storage.fenced_log import FencedLog, LeaseEntry, LogRecord
-
-Artifacts = dict[str, dict[str, str | int]]
-"""What a stage has made, by name: for example ``best``, with its step and the hash of its manifest."""
-Outcome = Literal["succeeded", "failed", "cancelled"]
+from heliostat_jobs.artifacts import Artifacts
+from heliostat_jobs.submission.records import Outcome
 
 
 class StageStarted(LogRecord):
@@ -25,6 +24,8 @@ class StageStarted(LogRecord):
     """How often it has been started, this time included."""
     submission_id: str
     """Of its Ray job. A cluster runs a job of one id once, however often it is submitted."""
+    inputs: str
+    """Hash of everything that its result follows from."""
 
 
 class StageEnded(LogRecord):
@@ -55,9 +56,21 @@ class PipelineEnded(LogRecord):
     outcome: Outcome
 
 
-Transition = StageStarted | StageEnded | StageSkipped | PipelineEnded
+class PipelineReopened(LogRecord):
+    """What has failed or was cancelled is to be tried once more."""
+
+    type: Literal["pipeline_reopened"] = "pipeline_reopened"
+
+
+Transition = StageStarted | StageEnded | StageSkipped | PipelineEnded | PipelineReopened
 PipelineEntry = LeaseEntry | Transition
 _PARSER: TypeAdapter[PipelineEntry] = TypeAdapter(Annotated[PipelineEntry, Field(discriminator="type")])
+
+
+def is_done(entries: Sequence[PipelineEntry]) -> bool:
+    """Whether all stages of a pipeline were done when it ended."""
+    ends = [entry for entry in entries if isinstance(entry, PipelineEnded | PipelineReopened)]
+    return bool(ends) and isinstance(ends[-1], PipelineEnded) and ends[-1].outcome == "succeeded"
 
 
 class PipelineLog(FencedLog[PipelineEntry]):

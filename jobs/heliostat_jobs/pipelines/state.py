@@ -4,15 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.pipelines.log import (
-    Artifacts,
-    Outcome,
     PipelineEnded,
     PipelineEntry,
+    PipelineReopened,
     StageEnded,
     StageSkipped,
     StageStarted,
 )
+from heliostat_jobs.submission.records import Outcome
 
 
 class Phase(StrEnum):
@@ -54,6 +55,7 @@ class StageState:
         phase: See ``Phase``.
         tries: How often it was started.
         submission_id: Of the job of the last try.
+        inputs: Hash of what the last try's result follows from.
         causes: Of the failures of its tries so far.
         artifacts: What it has made.
     """
@@ -61,6 +63,7 @@ class StageState:
     phase: Phase = Phase.WAITING
     tries: int = 0
     submission_id: str | None = None
+    inputs: str = ""
     causes: tuple[str, ...] = ()
     artifacts: Artifacts = field(default_factory=dict)
 
@@ -77,8 +80,13 @@ class PipelineState:
         """The state after one more entry of the log."""
         match entry:
             case StageStarted():
-                before = self.stages[entry.stage]
-                started = replace(before, phase=Phase.STARTED, tries=entry.try_, submission_id=entry.submission_id)
+                started = replace(
+                    self.stages[entry.stage],
+                    phase=Phase.STARTED,
+                    tries=entry.try_,
+                    submission_id=entry.submission_id,
+                    inputs=entry.inputs,
+                )
                 return self._with(entry.stage, started)
             case StageEnded():
                 return self._with(entry.stage, self._ended(entry))
@@ -87,6 +95,8 @@ class PipelineState:
                 return self._with(entry.stage, skipped)
             case PipelineEnded():
                 return replace(self, outcome=entry.outcome)
+            case PipelineReopened():
+                return replace(self, outcome=None, stages={name: _reopened(each) for name, each in self.stages.items()})
             case _:
                 return self
 
@@ -105,7 +115,13 @@ class PipelineState:
         return replace(self, stages={**self.stages, stage: state})
 
 
-FINAL_CAUSES = ("HS-CONF", "HS-DATA", "HS-CUR", "HS-EVAL", "HS-RUN-002")
+def _reopened(stage: StageState) -> StageState:
+    if stage.phase not in (Phase.FAILED, Phase.CANCELLED):
+        return stage
+    return replace(stage, phase=Phase.WAITING, causes=())
+
+
+FINAL_CAUSES = ("HS-CONF", "HS-DATA", "HS-CUR", "HS-EVAL", "HS-RUN-002", "HS-RUN-014")
 """Beginnings of codes that another try would only meet again: what the user has to change."""
 
 

@@ -115,7 +115,7 @@ class JobHandle:
     def status(self) -> JobStatus:
         """How the job is now."""
         newest = records.newest(self.job.store)
-        return self._status(newest, see(self.job.store, newest, connect))
+        return self._status(newest, see(self.job.store, newest))
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Lines that the newest submission's driver has printed, oldest first; with ``follow`` until the job ends."""
@@ -230,6 +230,10 @@ def _error_of(status: JobStatus) -> HeliostatError:
     return kind(f"{status.name} {status.state}: {status.fact}", status.next_step)
 
 
+def _package() -> str:
+    return str(build_wheel(Path.home() / _WHEELS))
+
+
 def _who() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
@@ -254,7 +258,7 @@ class Client:
             raise CommandLineError(
                 "no cluster is named", f"Give --address http://HEAD:8265, or set {ADDRESS_VARIABLE} to it"
             )
-        self._jobs = RayJobs(wanted, is_insecure_wanted=insecure)
+        self._jobs = RayJobs.at(wanted, is_insecure_wanted=insecure)
 
     def submit(
         self,
@@ -280,9 +284,8 @@ class Client:
         """
         resolved = recipe if isinstance(recipe, ResolvedRecipe) else load_recipe(recipe, overrides, os.environ)
         references = parse_references(secrets)
-        wheel = build_wheel(Path.home() / _WHEELS)
         root = open_store(resolved.recipe.root)
-        order = Order(job_of(resolved.recipe, root), resolved, wheel, references)
+        order = Order(job_of(resolved.recipe, root), resolved, _package(), references)
         try:
             submit(order, self._jobs)
         except ChangedConfigError:
@@ -307,7 +310,7 @@ class Client:
             )
         request = newest.request
         resolved = relocked(request.config, request.text, job.job.root.url)
-        submit(Order(job.job, resolved, build_wheel(Path.home() / _WHEELS), request.secrets), self._jobs)
+        submit(Order(job.job, resolved, _package(), request.secrets), self._jobs)
         return job
 
 

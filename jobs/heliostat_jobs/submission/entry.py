@@ -21,8 +21,10 @@ from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
 from heliostat.observe.segments import SegmentWriter, utc_now
 from heliostat.storage import Store, open_store
+from heliostat_jobs.artifacts import check_artifact
 from heliostat_jobs.cli.exit_codes import ExitCode, explain
 from heliostat_jobs.kinds import JOB_KINDS, Job, JobResult
+from heliostat_jobs.locks import pinned_manifests
 from heliostat_jobs.submission import records, secrets
 from heliostat_jobs.submission.records import JobEnd
 
@@ -64,8 +66,10 @@ def _result(job: Job, number: int) -> JobResult:
     request = records.read_request(job.store, number)
     if records.is_cancelled(job.store, number):
         raise KeyboardInterrupt
+    for artifact in request.inputs.values():
+        check_artifact(job.root, artifact, pinned_manifests(job.store))
     resolved = relocked(request.config, request.text, job.root.url)
-    return JOB_KINDS[job.kind].carry_out(resolved, "auto")
+    return JOB_KINDS[job.kind].carry_out(resolved, "auto", request)
 
 
 def _succeeded(job: Job, result: JobResult) -> JobEnd:
@@ -75,7 +79,7 @@ def _succeeded(job: Job, result: JobResult) -> JobEnd:
         outcome="succeeded",
         exit_code=ExitCode.OK,
         result=result.to_json(),
-        artifacts=JOB_KINDS[job.kind].artifacts(job.store),
+        artifacts=JOB_KINDS[job.kind].artifacts(job),
     )
 
 

@@ -21,31 +21,39 @@ _LOST_CHARS = 400
 
 
 class RayJobs:
-    """Jobs on the cluster whose dashboard is at an address.
+    """Jobs on one cluster.
 
     Args:
-        address: As ``access.cluster_url`` takes it.
-        is_insecure_wanted: See ``access.check_access``.
-
-    Raises:
-        InsecureClusterError: the cluster must not be talked to like this.
-        ClusterUnreachableError: it does not answer.
-        ClusterDeniedError: it does not accept the token.
+        client: Ray's.
+        address: Of the cluster, as those who submit to it say it.
     """
 
-    def __init__(self, address: str, *, is_insecure_wanted: bool = False) -> None:
-        self.address = access.cluster_url(address)
+    def __init__(self, client: Any, address: str) -> None:
+        self._client = client
+        self.address = address
+
+    @classmethod
+    def at(cls, address: str, *, is_insecure_wanted: bool = False) -> "RayJobs":
+        """Of the cluster whose dashboard is at an address, as ``access.cluster_url`` takes it.
+
+        Raises:
+            InsecureClusterError: the cluster must not be talked to like this; see ``access.check_access``.
+            ClusterUnreachableError: it does not answer.
+            ClusterDeniedError: it does not accept the token.
+        """
+        url = access.cluster_url(address)
         token = access.token_file(os.environ, Path.home())
-        access.check_access(self.address, token, is_insecure_wanted=is_insecure_wanted)
+        access.check_access(url, token, is_insecure_wanted=is_insecure_wanted)
         # Unset, Ray chooses for itself, and not everywhere alike.
         os.environ[access.MODE_VARIABLE] = "token" if token else "disabled"
         if token:
             os.environ[access.TOKEN_PATH_VARIABLE] = str(token)
-        logging.getLogger("ray.dashboard.modules").setLevel(logging.ERROR)
-        from ray.job_submission import JobSubmissionClient
+        return cls(_client(url), url)
 
-        with _translated(self.address):
-            self._client = JobSubmissionClient(self.address)
+    @classmethod
+    def here(cls, address: str) -> "RayJobs":
+        """Of the cluster on which this process is a job; others know it by the address."""
+        return cls(_client(None), address)
 
     def look(self, submission_id: str, nonce: str) -> JobSeen:
         """What the cluster says of a job; that it does not answer is an answer too."""
@@ -63,17 +71,27 @@ class RayJobs:
         # A driver that came to its own end has told of it in the store, which is looked at first.
         return JobSeen(JobPhase.ENDED, fact=redact(" ".join((found.message or "").split()))[-_LOST_CHARS:])
 
-    def hand_over(self, request: Request, wheel: Path, entrypoint: str, root: str) -> bool:
+    def hand_over(self, request: Request, package: str, entrypoint: str, root: str) -> bool:
         """Start a job; False if the cluster has one of this id that is another's.
 
         Doing it again does nothing: the cluster knows the job by its id.
+
+        Args:
+            request: What is to run.
+            package: Path of the wheel, or its address on the cluster.
+            entrypoint: Command of the driver.
+            root: Where the job lies.
+
+        Raises:
+            SubmissionRefusedError: the cluster does not take it.
+            ClusterUnreachableError, ClusterDeniedError: as above.
         """
         with _translated(self.address):
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=request.submission_id,
-                    runtime_env=_runtime_env(request.secrets, wheel),
+                    runtime_env=_runtime_env(request.secrets, package),
                     metadata={_NONCE: request.nonce, "heliostat_root": root},
                 )
             except RuntimeError as error:
@@ -113,6 +131,19 @@ class RayJobs:
             raise
 
 
+def package_on_cluster(name: str) -> str:
+    """The address of a wheel that was uploaded before: Ray names it by its file."""
+    return f"gcs://{name}"
+
+
+def _client(url: str | None) -> Any:
+    logging.getLogger("ray.dashboard.modules").setLevel(logging.ERROR)
+    from ray.job_submission import JobSubmissionClient
+
+    with _translated(url or "this cluster"):
+        return JobSubmissionClient(url)
+
+
 @contextmanager
 def _translated(address: str) -> Iterator[None]:
     """Errors of Ray's client as ours."""
@@ -138,9 +169,9 @@ def _is_missing(error: RuntimeError) -> bool:
     return "status code 404" in str(error)
 
 
-def _runtime_env(references: Mapping[str, str], wheel: Path) -> dict[str, Any]:
+def _runtime_env(references: Mapping[str, str], package: str) -> dict[str, Any]:
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-    found: dict[str, Any] = {"py_modules": [str(wheel)], "env_vars": variables}
+    found: dict[str, Any] = {"py_modules": [package], "env_vars": variables}
     if references:
         variables[secrets.VARIABLE] = json.dumps(references)
         found["worker_process_setup_hook"] = secrets.SETUP_HOOK

@@ -16,14 +16,13 @@ from pydantic import Field, ValidationError
 from heliostat.errors import CorruptLockError, ObjectExistsError, ObjectNotFoundError
 from heliostat.storage import Store
 from heliostat.storage.fenced_log import Record
+from heliostat_jobs.artifacts import Artifacts
 
 FOLDER = "submissions/"
 LOG = "log"
 _REQUEST, _END, _CANCELLED = "request.json", "end.json", "cancelled.json"
 _KEY = re.compile(rf"{FOLDER}(\d{{4}})/({_REQUEST}|{_END}|{_CANCELLED})")
 
-Artifacts = dict[str, dict[str, str | int]]
-"""What a job has made, by name: for example ``best``, with its step and the hash of its manifest."""
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
 
@@ -46,6 +45,8 @@ class Request(Record):
     """Name of the wheel whose code runs."""
     secrets: dict[str, str] = Field(default_factory=dict)
     """References by the name of the environment variable that they fill on every node."""
+    inputs: Artifacts = Field(default_factory=dict)
+    """What it starts from, as it was when it was asked for: the job goes on with nothing else."""
     config: dict[str, Any]
     """The recipe, as ``heliostat.config.lock`` writes it."""
     text: str
@@ -105,6 +106,17 @@ def newest(job: Store) -> Submission | None:
     return submissions[-1] if submissions else None
 
 
+def read_submission(job: Store, number: int) -> Submission | None:
+    """One submission; none if nobody has claimed its number.
+
+    Raises:
+        CorruptLockError: something is not what this version wrote.
+    """
+    if not job.exists(_key(number, _REQUEST)):
+        return None
+    return _read(job, number, {_REQUEST, _END, _CANCELLED})
+
+
 def write_request(job: Store, request: Request) -> bool:
     """Claim its number; False if somebody else has it."""
     return _create(job, _key(request.number, _REQUEST), request)
@@ -126,7 +138,7 @@ def read_request(job: Store, number: int) -> Request:
     Raises:
         CorruptLockError: it is not there, or not what this version wrote.
     """
-    request = _parsed(job, _key(number, _REQUEST), Request)
+    request: Request | None = _parsed(job, _key(number, _REQUEST), Request)
     if request is None:
         raise CorruptLockError(f"{job.url}/{_key(number, _REQUEST)} is not there", "Submit the job again")
     return request

@@ -5,14 +5,13 @@ a client that dies between any two steps leaves nothing undone that the next one
 end up with one job.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from shlex import quote
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock
 from heliostat.errors import RunError
 from heliostat.storage import Store
+from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.kinds import Job
 from heliostat_jobs.locks import locked_identity
 from heliostat_jobs.submission import records
@@ -20,7 +19,8 @@ from heliostat_jobs.submission.ray_jobs import RayJobs
 from heliostat_jobs.submission.records import JobEnd, Request, Submission
 from heliostat_jobs.submission.seen import JobPhase, JobSeen, ToDo, seen_by_itself, to_do
 
-_TAKEN = "taken"
+TAKEN = "taken"
+"""The cause of the end of a submission whose id another one had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,16 @@ class Order:
     Attributes:
         job: Where it lies.
         resolved: The recipe.
-        wheel: The code.
+        package: Path of the wheel of the code, or its address on the cluster.
         secrets: References by name.
-        prefix: Of the submission ids, before the number; None is the job's name.
+        inputs: What it starts from.
     """
 
     job: Job
     resolved: ResolvedRecipe
-    wheel: Path
+    package: str
     secrets: dict[str, str] = field(default_factory=dict)
-    prefix: str | None = None
+    inputs: Artifacts = field(default_factory=dict)
 
 
 def submit(order: Order, jobs: RayJobs) -> Submission | None:
@@ -54,19 +54,49 @@ def submit(order: Order, jobs: RayJobs) -> Submission | None:
         newest = records.newest(store)
         check_identity(order.job, order.resolved, newest)
         is_elsewhere = newest is not None and newest.request.address != jobs.address
-        seen = see(store, newest, lambda address: jobs if address == jobs.address else connect(address))
-        match to_do(newest, seen, is_finished=order.job.is_finished, is_elsewhere=is_elsewhere):
+        match to_do(newest, see(store, newest, jobs), is_finished=order.job.is_finished, is_elsewhere=is_elsewhere):
             case ToDo.CLAIM:
-                number = 1 if newest is None else newest.request.number + 1
-                records.write_request(store, _request(order, jobs, number))
+                numbered_request(order, jobs.address, 1 if newest is None else newest.request.number + 1)
             case ToDo.HAND_OVER if newest is not None:
-                command = entrypoint(order.job, newest.request)
-                if jobs.hand_over(newest.request, order.wheel, command, order.job.root.url):
+                if hand_over(order.job, newest.request, order.package, jobs):
                     return newest
-                fact = f"{jobs.address} has another job of the id {newest.request.submission_id}"
-                records.write_end(store, newest.request.number, _never_ran(fact))
             case _:
                 return newest
+
+
+def numbered_request(order: Order, address: str, number: int) -> Request:
+    """The request of a number: made now, or by whoever was first.
+
+    Args:
+        order: What is to run.
+        address: Of the cluster.
+        number: Of the submission.
+    """
+    request = Request(
+        number=number,
+        submission_id=submission_id(order.job.name, number),
+        address=address,
+        package=order.package.rpartition("/")[2],
+        secrets=order.secrets,
+        inputs=order.inputs,
+        config=lock(order.resolved),
+        text=order.resolved.text,
+    )
+    return request if records.write_request(order.job.store, request) else records.read_request(order.job.store, number)
+
+
+def submission_id(name: str, number: int) -> str:
+    """Of the Ray job of a job's submission; of a stage it is ``<pipeline>-<stage>-<attempt>``."""
+    return f"{name}-{number}"
+
+
+def hand_over(job: Job, request: Request, package: str, jobs: RayJobs) -> bool:
+    """Give a request to the cluster; False if that has another job of its id, of another root perhaps."""
+    if jobs.hand_over(request, package, entrypoint(job, request), job.root.url):
+        return True
+    fact = f"{jobs.address} has another job of the id {request.submission_id}"
+    records.write_end(job.store, request.number, JobEnd(outcome="failed", exit_code=1, code=TAKEN, fact=fact))
+    return False
 
 
 def check_identity(job: Job, resolved: ResolvedRecipe, newest: Submission | None) -> None:
@@ -81,21 +111,22 @@ def check_identity(job: Job, resolved: ResolvedRecipe, newest: Submission | None
         check_same_run(locked, identity(resolved.recipe))
 
 
-def see(store: Store, newest: Submission | None, reach: Callable[[str], RayJobs]) -> JobSeen:
-    """What is known of a job's newest submission, from itself or from the cluster that it was handed to.
+def see(store: Store, submission: Submission | None, jobs: RayJobs | None = None) -> JobSeen:
+    """What is known of a submission, from itself or from the cluster that it was handed to.
 
     Args:
         store: The job's.
-        newest: Its newest submission.
-        reach: Gives the jobs of the cluster at an address.
+        submission: The one to look for.
+        jobs: Of the cluster at hand, which may be that one.
     """
-    if newest is None:
+    if submission is None:
         return JobSeen(JobPhase.ABSENT)
-    if newest.end is not None:
-        return seen_by_itself(newest.end)
-    request = newest.request
+    if submission.end is not None:
+        return seen_by_itself(submission.end)
+    request = submission.request
     try:
-        seen = reach(request.address).look(request.submission_id, request.nonce)
+        at = jobs if jobs is not None and jobs.address == request.address else connect(request.address)
+        seen = at.look(request.submission_id, request.nonce)
     except RunError as error:
         return JobSeen(JobPhase.UNKNOWN, fact=error.fact)
     # A driver says how it ended before it ends: whatever it had to say is there by now.
@@ -105,7 +136,7 @@ def see(store: Store, newest: Submission | None, reach: Callable[[str], RayJobs]
 
 def connect(address: str) -> RayJobs:
     """The jobs of a cluster to which a job was handed: whoever did that has decided that it may be talked to."""
-    return RayJobs(address, is_insecure_wanted=True)
+    return RayJobs.at(address, is_insecure_wanted=True)
 
 
 def entrypoint(job: Job, request: Request) -> str:
@@ -114,19 +145,3 @@ def entrypoint(job: Job, request: Request) -> str:
         f"python -m heliostat_jobs.submission.entry --root {quote(job.root.url)} --kind {job.kind} --name {job.name} "
         f"--submission {request.number}"
     )
-
-
-def _request(order: Order, jobs: RayJobs, number: int) -> Request:
-    return Request(
-        number=number,
-        submission_id=f"{order.prefix or order.job.name}-{number}",
-        address=jobs.address,
-        package=order.wheel.name,
-        secrets=order.secrets,
-        config=lock(order.resolved),
-        text=order.resolved.text,
-    )
-
-
-def _never_ran(fact: str) -> JobEnd:
-    return JobEnd(outcome="failed", exit_code=1, code=_TAKEN, fact=fact)

@@ -21,6 +21,7 @@ class EvaluateRecipe(Section):
     name: Name = Field(description="name of this evaluation")
     root: Root = "heliostat-root"
     run: Name = Field(description="the pretraining run whose teacher is judged")
+    step: int | None = Field(None, ge=0, description="of the checkpoint that is judged; null is the newest")
     bank: Name = Field(description="labelled dataset whose features vote")
     queries: Name = Field(description="labelled dataset that is classified")
     knn: KnnConfig = Field(default_factory=KnnConfig)

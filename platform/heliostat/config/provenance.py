@@ -45,6 +45,11 @@ def unlock(locked: Mapping[str, Any]) -> Recipe:
     return recipe_of({key: entry["value"] for key, entry in locked["values"].items()})
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, by dotted key."""
+    return recipe_of({**values_of(recipe), **values})
+
+
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """The recipe whose values, by dotted key, these are: what ``values_of`` gave, after a way through JSON."""
     tree: dict[str, Any] = {}

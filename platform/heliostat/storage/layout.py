@@ -26,3 +26,8 @@ def curation_store(root: Store, name: str) -> Store:
 def evaluation_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one evaluation."""
     return root.sub(f"evaluations/{name}")
+
+
+def pipeline_store(root: Store, name: str) -> Store:
+    """The part of a root that belongs to one pipeline."""
+    return root.sub(f"pipelines/{name}")

@@ -13,8 +13,6 @@ from heliostat.storage.local import LocalStore
 from heliostat_jobs.pipelines.decide import (
     End,
     Finish,
-    JobPhase,
-    JobSeen,
     Skip,
     Start,
     Step,
@@ -26,6 +24,8 @@ from heliostat_jobs.pipelines.decide import (
 )
 from heliostat_jobs.pipelines.log import PipelineEnded, PipelineEntry, PipelineLog, StageEnded, StageStarted
 from heliostat_jobs.pipelines.state import Phase, PipelineState, StageSpec, StageState, fold
+from heliostat_jobs.submission.records import JobEnd
+from heliostat_jobs.submission.seen import JobPhase, JobSeen, seen_by_itself
 
 DIAMOND = (
     StageSpec("curate", tries=3),
@@ -37,7 +37,7 @@ DIAMOND = (
 
 
 def started(stage: str, try_: int = 1) -> StageStarted:
-    return StageStarted(attempt=1, stage=stage, try_=try_, submission_id=f"p-{stage}-{try_}")
+    return StageStarted(attempt=1, stage=stage, try_=try_, submission_id=f"p-{stage}-{try_}", inputs="")
 
 
 def ended(stage: str, try_: int = 1, outcome: str = "succeeded", cause: str = "") -> StageEnded:
@@ -49,8 +49,14 @@ def world(jobs: dict[str, JobSeen] | None = None, **more: object) -> World:
 
 
 ALIVE, ABSENT, UNKNOWN = (JobSeen(phase) for phase in (JobPhase.ALIVE, JobPhase.ABSENT, JobPhase.UNKNOWN))
-GOOD = JobSeen(JobPhase.ENDED, "succeeded", "")
-BAD = JobSeen(JobPhase.ENDED, "failed", "HS-RUN-003")
+GOOD = JobSeen(JobPhase.ENDED, "succeeded")
+
+
+def failed(cause: str) -> JobSeen:
+    """What is seen of a job that failed; of one that was lost nobody heard how."""
+    if cause == "lost":
+        return JobSeen(JobPhase.ENDED, "failed")
+    return seen_by_itself(JobEnd(outcome="failed", exit_code=1, code=cause))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ BAD = JobSeen(JobPhase.ENDED, "failed", "HS-RUN-003")
         (
             [started("curate")],
             world({"curate": ABSENT}, is_cancelled=True),
-            End("curate", JobSeen(JobPhase.ENDED, "cancelled", "")),
+            End("curate", JobSeen(JobPhase.ENDED, "cancelled")),
         ),
         ([started("curate"), ended("curate", 1, "cancelled")], world(is_cancelled=True), Finish("cancelled")),
         ([*(e for spec in DIAMOND for e in (started(spec.name), ended(spec.name)))], world(), Finish("succeeded")),
@@ -142,7 +148,7 @@ class Cluster:
         if self.looked[submission_id] < 2:
             return ALIVE
         cause = self.script.get(submission_id)
-        return GOOD if cause is None else JobSeen(JobPhase.ENDED, "failed", cause)
+        return GOOD if cause is None else failed(cause)
 
 
 def controller(log: list[PipelineEntry], cluster: Cluster, deadly_action: int, done: list[int]) -> None:

@@ -1,0 +1,212 @@
+"""The controller of a pipeline: looks, decides, does one thing, and looks again. All that it knows lies in the store.
+
+It may die at any point: the next one goes on from the log. Two at once are fenced by the log's leases. What it decides
+is in ``decide.py``, a pure function; here is only how each step is done.
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from heliostat.config import ResolvedRecipe
+from heliostat.config.keys import values_of
+from heliostat.config.pipeline import PipelineRecipe
+from heliostat.errors import ClusterUnreachableError, HeliostatError, StorageError
+from heliostat.storage import Store
+from heliostat.storage.fenced_log import Lease
+from heliostat.storage.layout import pipeline_store
+from heliostat_jobs.artifacts import Artifacts
+from heliostat_jobs.kinds import Job
+from heliostat_jobs.pipelines.decide import End, Finish, Skip, Start, Step, Stop, Submit, World, decide
+from heliostat_jobs.pipelines.log import (
+    PipelineEnded,
+    PipelineEntry,
+    PipelineLog,
+    PipelineReopened,
+    StageEnded,
+    StageSkipped,
+    StageStarted,
+)
+from heliostat_jobs.pipelines.stages import inputs_hash, made_before, remember, specs_of, stage_job, stage_of
+from heliostat_jobs.pipelines.state import Phase, PipelineState, fold
+from heliostat_jobs.submission import records
+from heliostat_jobs.submission.ray_jobs import RayJobs, package_on_cluster
+from heliostat_jobs.submission.records import Cancelled, JobEnd, Request
+from heliostat_jobs.submission.seen import JobSeen, seen_by_itself
+from heliostat_jobs.submission.submit import Order, hand_over, numbered_request, see, submission_id
+
+_LOOK_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Controller:
+    """See the module.
+
+    Args:
+        recipe: The pipeline, with its stages' recipes in it.
+        root: Where it lies.
+        request: That has started this controller: stages run with its code and its secrets.
+        jobs: Of the cluster where they run.
+        look_s: Seconds between looks.
+    """
+
+    recipe: PipelineRecipe
+    root: Store
+    request: Request
+    jobs: RayJobs
+    look_s: float = _LOOK_S
+    is_cancelled: bool = False
+    _failed_at: dict[str, float] = field(default_factory=dict)
+    _asked_to_stop: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._log = PipelineLog(pipeline_store(self.root, self.recipe.name))
+        self._specs = specs_of(self.recipe)
+        self._stages = {stage.name: stage for stage in self.recipe.expanded}
+
+    def run(self, wait: Callable[[float], None] = time.sleep) -> PipelineState:
+        """Carry the pipeline out to its end, or as far as it goes when it is cancelled.
+
+        Args:
+            wait: For so many seconds; a KeyboardInterrupt from there cancels the pipeline.
+
+        Raises:
+            FencedError: another controller has taken over.
+        """
+        lease = self._log.acquire_lease(f"{socket.gethostname()} {self.request.submission_id}")
+        if self._state().outcome in ("failed", "cancelled"):
+            self._append(lease, PipelineReopened(attempt=lease.attempt))
+        while (state := self._state()).outcome is None:
+            try:
+                step = decide(state, self._look(state))
+                if step is not None:
+                    self._do(lease, state, step)
+                else:
+                    wait(self.look_s)
+            except KeyboardInterrupt:
+                self.is_cancelled = True
+        return state
+
+    def _state(self) -> PipelineState:
+        return fold(self._specs, self._log.read())
+
+    def _append(self, lease: Lease, entry: PipelineEntry) -> None:
+        self._log.append(lease, entry)
+        _log.info("%s", _told(entry))
+
+    def _look(self, state: PipelineState) -> World:
+        started = [name for name, stage in state.stages.items() if stage.phase is Phase.STARTED]
+        now = time.monotonic()
+        return World(
+            jobs={name: self._seen(name, state) for name in started},
+            done_before=lambda name: self._made_before(name, state),
+            failed_for_s={name: now - at for name, at in self._failed_at.items()},
+            is_cancelled=self.is_cancelled,
+            asked_to_stop=self._asked_to_stop,
+        )
+
+    def _seen(self, name: str, state: PipelineState) -> JobSeen:
+        store = self._job(name).store
+        submission = records.read_submission(store, state.stages[name].tries)
+        if submission is None and (fault := self._fault(name, state)) is not None:
+            return seen_by_itself(fault)
+        return see(store, submission, self.jobs)
+
+    def _fault(self, name: str, state: PipelineState) -> JobEnd | None:
+        """Why a stage cannot be started, if it cannot."""
+        try:
+            stage_of(self.recipe, name, state.stages, self.root)
+        except StorageError:
+            raise
+        except HeliostatError as error:
+            return JobEnd(outcome="failed", exit_code=1, code=error.code, fact=error.fact, next_step=error.next_step)
+        return None
+
+    def _job(self, name: str) -> Job:
+        return stage_job(self._stages[name], self.root)
+
+    def _made_before(self, name: str, state: PipelineState) -> Artifacts | None:
+        try:
+            return made_before(stage_of(self.recipe, name, state.stages, self.root))
+        except HeliostatError:  # it cannot start: that is told when it is started
+            return None
+
+    def _do(self, lease: Lease, state: PipelineState, step: Step) -> None:
+        attempt = lease.attempt
+        match step:
+            case Start(name, try_):
+                self._append(lease, self._start(attempt, state, name, try_))
+            case Skip(name, artifacts):
+                self._append(lease, StageSkipped(attempt=attempt, stage=name, artifacts=artifacts))
+            case Submit(name):
+                self._submit(state, name)
+            case Stop(name):
+                self._asked_to_stop.add(name)
+                self._stop(name, state)
+            case End(name, seen):
+                self._append(lease, self._end(attempt, state, name, seen))
+            case Finish(outcome):
+                self._append(lease, PipelineEnded(attempt=attempt, outcome=outcome))
+
+    def _start(self, attempt: int, state: PipelineState, name: str, try_: int) -> StageStarted:
+        try:
+            inputs = inputs_hash(stage_of(self.recipe, name, state.stages, self.root))
+        except StorageError:
+            raise
+        except HeliostatError:  # something is missing: the stage itself will say what
+            inputs = ""
+        id_ = submission_id(self._job(name).name, try_)
+        return StageStarted(attempt=attempt, stage=name, try_=try_, submission_id=id_, inputs=inputs)
+
+    def _submit(self, state: PipelineState, name: str) -> None:
+        stage = stage_of(self.recipe, name, state.stages, self.root)
+        package = package_on_cluster(self.request.package)
+        origins = dict.fromkeys(values_of(stage.recipe), f"stage {name}")
+        resolved = ResolvedRecipe(stage.recipe, origins, self.request.text)
+        order = Order(stage.job, resolved, package, self.request.secrets, stage.inputs)
+        request = numbered_request(order, self.jobs.address, state.stages[name].tries)
+        hand_over(stage.job, request, package, self.jobs)
+
+    def _stop(self, name: str, state: PipelineState) -> None:
+        records.write_cancelled(
+            self._job(name).store, state.stages[name].tries, Cancelled(by=f"pipeline {self.recipe.name}")
+        )
+        with suppress(ClusterUnreachableError):  # it looks into the store too
+            self.jobs.stop(state.stages[name].submission_id or "")
+
+    def _end(self, attempt: int, state: PipelineState, name: str, seen: JobSeen) -> StageEnded:
+        stage = state.stages[name]
+        artifacts = seen.end.artifacts if seen.end is not None else {}
+        if seen.outcome == "succeeded" and stage.inputs:
+            remember(self.root, stage.inputs, artifacts)
+        if seen.outcome == "failed":
+            self._failed_at[name] = time.monotonic()
+        return StageEnded(
+            attempt=attempt,
+            stage=name,
+            try_=stage.tries,
+            outcome=seen.outcome,
+            cause=seen.cause,
+            fact=seen.fact,
+            artifacts=artifacts,
+        )
+
+
+def _told(entry: PipelineEntry) -> str:
+    match entry:
+        case StageStarted():
+            return f"{entry.stage}: started, as {entry.submission_id}"
+        case StageEnded():
+            why = f" ({entry.cause}: {entry.fact})" if entry.cause else ""
+            return f"{entry.stage}: {entry.outcome}{why}"
+        case StageSkipped():
+            return f"{entry.stage}: skipped, the same was made before"
+        case PipelineEnded():
+            return f"the pipeline has {entry.outcome}"
+        case _:
+            return "the pipeline goes on"

@@ -1,0 +1,124 @@
+"""From a stage of a pipeline's recipe to its job: what it starts from, what its result follows from, its request."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from heliostat.config.curate import CurateRecipe
+from heliostat.config.kinds import Recipe
+from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig
+from heliostat.config.provenance import identity, recipe_of, with_values
+from heliostat.data.manifest import load_manifest
+from heliostat.errors import ArtifactChangedError, HeliostatError, ObjectNotFoundError
+from heliostat.storage import Store
+from heliostat_jobs.artifacts import Artifacts, check_artifact
+from heliostat_jobs.kinds import Job, job_of
+from heliostat_jobs.locks import datasets_of
+from heliostat_jobs.pipelines.state import StageSpec, StageState
+
+_DONE_FOLDER = "stages/"
+"""Of the root: what stages of any pipeline have made, by the hash of what it follows from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage that may start: everything before it is done."""
+
+    job: Job
+    recipe: Recipe
+    """With what it starts from in it."""
+    inputs: Artifacts
+    """What it starts from, by the recipe's own words."""
+
+
+def specs_of(pipeline: PipelineRecipe) -> tuple[StageSpec, ...]:
+    """What is decided upon."""
+    return tuple(StageSpec(stage.name, stage.before, stage.tries) for stage in pipeline.expanded)
+
+
+def stage_job(stage: StageConfig, root: Store) -> Job:
+    """Where the job of a stage lies."""
+    return job_of(_recipe(stage), root)
+
+
+def stage_of(pipeline: PipelineRecipe, name: str, states: Mapping[str, StageState], root: Store) -> Stage:
+    """A stage with what the stages before it have made.
+
+    Raises:
+        ArtifactChangedError: a stage before it did not make what this one starts from.
+    """
+    (config,) = (stage for stage in pipeline.expanded if stage.name == name)
+    recipe = _recipe(config)
+    inputs: Artifacts = {}
+    if config.source is not None:
+        before, _, artifact = config.source.rpartition(".")
+        made = states[before].artifacts
+        if artifact not in made:
+            raise ArtifactChangedError(
+                f"stage {name} is to start from {config.source}, but {before} has made {', '.join(made) or 'nothing'}",
+                "Name one of these",
+            )
+        inputs = {config.source: made[artifact]}
+        recipe = _taking(recipe, made[artifact])
+    return Stage(job_of(recipe, root), recipe, inputs)
+
+
+def _recipe(stage: StageConfig) -> Recipe:
+    assert stage.config is not None  # noqa: S101 -- recipes of stages are read with the pipeline's
+    return recipe_of(stage.config)
+
+
+def _taking(recipe: Recipe, artifact: Mapping[str, str | int]) -> Recipe:
+    """The recipe, starting from an artifact."""
+    values: dict[str, Any] = {TAKES[_giver(artifact), recipe.kind]: artifact["name"]}
+    if "step" in artifact:
+        values["step"] = artifact["step"]
+    return with_values(recipe, values)
+
+
+def _giver(artifact: Mapping[str, str | int]) -> str:
+    return {"dataset": "curate", "checkpoint": "pretrain"}[str(artifact["kind"])]
+
+
+def inputs_hash(stage: Stage) -> str:
+    """Of everything that a stage's result follows from: its recipe, what it starts from, the datasets that it reads.
+
+    Raises:
+        HeliostatError: a dataset is not there.
+    """
+    taken = {str(artifact["name"]) for artifact in stage.inputs.values()}
+    names = sorted(set(datasets_of(stage.recipe)) - taken)
+    follows_from = {
+        "kind": stage.recipe.kind,
+        "recipe": {key: value for key, value in identity(stage.recipe).items() if key not in TAKES.values()},
+        "inputs": sorted(str(artifact["manifest_sha256"]) for artifact in stage.inputs.values()),
+        "datasets": {name: load_manifest(stage.job.root, name).sha256 for name in names},
+        "weights": _weights(stage),
+    }
+    return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(stage: Stage) -> Mapping[str, str]:
+    if not isinstance(stage.recipe, CurateRecipe):
+        return {}
+    from heliostat.curation.curate import pin
+
+    return pin(stage.job.root, stage.recipe).inputs
+
+
+def remember(root: Store, inputs: str, artifacts: Artifacts) -> None:
+    """A stage with these inputs has made this."""
+    root.put(f"{_DONE_FOLDER}{inputs}.json", json.dumps(artifacts).encode())
+
+
+def made_before(stage: Stage) -> Artifacts | None:
+    """What any pipeline's stage has made from the same inputs, if all of it is still there."""
+    try:
+        artifacts: Artifacts = json.loads(stage.job.root.get(f"{_DONE_FOLDER}{inputs_hash(stage)}.json"))
+        for artifact in artifacts.values():
+            check_artifact(stage.job.root, artifact)
+    except (ObjectNotFoundError, HeliostatError, ValueError, KeyError):
+        return None
+    return artifacts
