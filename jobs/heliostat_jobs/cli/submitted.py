@@ -1,6 +1,7 @@
 """``heliostat submit|status|logs|cancel|resume``: jobs on a cluster, by their names."""
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
@@ -10,6 +11,7 @@ from heliostat_jobs.cli.exit_codes import ExitCode
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
 from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.kinds import JOB_KINDS
+from heliostat_jobs.pipelines.view import StageView
 from heliostat_jobs.submission.access import ADDRESS_VARIABLE
 from heliostat_jobs.submission.client import Client, JobHandle, JobState, JobStatus, find
 
@@ -77,8 +79,9 @@ def status(
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say how a job is, in one line."""
-    _print(find(root, name, kind).status(), json)
+    """Say how a job is, in one line; of a pipeline, its stages and how they follow one another."""
+    handle = find(root, name, kind)
+    _print(handle.status(), json, handle.stages())
 
 
 def logs(
@@ -136,11 +139,14 @@ def _tell(handle: JobHandle, follow: bool, json: bool) -> None:
         typer.echo(f"next: heliostat logs -f {options}\n      heliostat status {options}")
 
 
-def _print(status: JobStatus, json: bool) -> None:
+def _print(status: JobStatus, json: bool, stages: Sequence[StageView] = ()) -> None:
     if json:
-        print_json(status.to_json())
+        told = {"stages": [stage.to_json() for stage in stages]} if stages else {}
+        print_json({**status.to_json(), **told})
     else:
         typer.echo(status.line)
+        for stage in stages:
+            typer.echo(f"  {stage.line}")
         if status.next_step:
             typer.echo(f"next: {status.next_step}")
     if status.state in (JobState.FAILED, JobState.LOST):

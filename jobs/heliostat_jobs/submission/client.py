@@ -20,6 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from heliostat.config import ResolvedRecipe, identity, load_recipe, relocked, unlock
+from heliostat.config.kinds import Recipe
+from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.errors import (
     CancelledError,
@@ -37,6 +39,9 @@ from heliostat.observe.segments import SegmentTail
 from heliostat.storage import open_store
 from heliostat_jobs.kinds import Job, find_job, job_of
 from heliostat_jobs.locks import locked_recipe
+from heliostat_jobs.pipelines.log import PipelineLog
+from heliostat_jobs.pipelines.state import DONE, Phase
+from heliostat_jobs.pipelines.view import StageView, stage_views
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import ADDRESS_VARIABLE
 from heliostat_jobs.submission.package import build_wheel
@@ -166,8 +171,21 @@ class JobHandle:
         """What has happened to a run, in order."""
         return iter(read_events(self.job.store))
 
+    def stages(self) -> list[StageView]:
+        """The stages of a pipeline, as they are now; none of another job."""
+        recipe = self._recipe(records.newest(self.job.store))
+        if not isinstance(recipe, PipelineRecipe):
+            return []
+        return stage_views(recipe, PipelineLog(self.job.store).read(), time.time())
+
     def cancel(self) -> JobStatus:
-        """Ask the job to save what it has done and to end; returns at once. Once more does no harm."""
+        """Ask the job to save what it has done and to end; returns at once. Once more does no harm.
+
+        The jobs of a pipeline's stages are asked too: its controller may have died.
+        """
+        for stage in self.stages():
+            if stage.phase is Phase.STARTED:
+                JobHandle(Job(self.job.root, stage.kind, stage.job)).cancel()
         newest = records.newest(self.job.store)
         if newest is not None and newest.end is None:
             records.write_cancelled(self.job.store, newest.request.number, Cancelled(by=_who()))
@@ -190,8 +208,13 @@ class JobHandle:
             next_step,
         )
 
+    def _recipe(self, newest: Submission | None) -> Recipe | None:
+        return locked_recipe(self.job.store) if newest is None else unlock(newest.request.config)
+
     def _progress(self, newest: Submission | None, *, is_alive: bool) -> str:
-        recipe = locked_recipe(self.job.store) if newest is None else unlock(newest.request.config)
+        recipe = self._recipe(newest)
+        if stages := self.stages():
+            return f"{sum(stage.phase in DONE for stage in stages)}/{len(stages)} stages done"
         if not isinstance(recipe, PretrainRecipe):
             return ""
         price = recipe.scaling.worker_price_per_hour
