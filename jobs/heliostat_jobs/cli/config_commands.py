@@ -1,7 +1,8 @@
 """``heliostat config show|schema|diff``: what a recipe means, before anything is run."""
 
 import os
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,6 +12,7 @@ from rich.text import Text
 from heliostat.config import Difference, diff_recipes, load_recipe, lock, recipe_json_schema
 from heliostat.config.keys import values_of
 from heliostat.config.load import ResolvedRecipe
+from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.yaml_text import show_value
 from heliostat_jobs.cli.exit_codes import ExitCode
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
@@ -28,7 +30,7 @@ def show(
     if json:
         print_json(lock(resolved))
     else:
-        print_table(_values_table(resolved))
+        print_table(values_table(resolved))
 
 
 @app.command()
@@ -55,18 +57,28 @@ def diff(left: RecipeArgument, right: RecipeArgument, json: JsonOption = False, 
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _values_table(resolved: ResolvedRecipe) -> Table:
-    """An empty line between sections; values that somebody chose stand out from defaults."""
+def values_table(resolved: ResolvedRecipe) -> Table:
+    """Every value and its origin, an empty line between sections; what somebody chose stands out from defaults."""
     table = Table("key", "value", "origin", box=None, pad_edge=False)
     section = ""
-    for key, value in values_of(resolved.recipe).items():
+    for key, value, origin in _rows(resolved):
         if (group := key.rpartition(".")[0]) != section:
             section = group
             table.add_row()
-        origin = resolved.origins[key]
         style = "dim" if origin == "default" else ""
         table.add_row(*(Text(text, style=style, overflow="fold") for text in (key, show_value(value), origin)))
     return table
+
+
+def _rows(resolved: ResolvedRecipe) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and origin; of a pipeline those of its stages' recipes one by one."""
+    for key, value in values_of(resolved.recipe).items():
+        if not isinstance(resolved.recipe, PipelineRecipe) or key != "stages":
+            yield key, value, resolved.origins[key]
+            continue
+        for stage in resolved.recipe.expanded:
+            for own, of_stage in (stage.config or {}).items():
+                yield f"{stage.name}.{own}", of_stage, stage.recipe
 
 
 def _differences_table(differences: list[Difference], left: str, right: str) -> Table:

@@ -1,19 +1,35 @@
-"""``heliostat plan RECIPE``: what a run needs and how long it takes, before anything is started."""
+"""``heliostat plan RECIPE``: what a job needs, costs, reads and writes, and what would stop it; starts nothing."""
 
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from heliostat.config import load_recipe
+from heliostat.config import ResolvedRecipe, load_recipe, lock
+from heliostat.config.kinds import Recipe
+from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.errors import InvalidValueError
+from heliostat.config.provenance import recipe_of
+from heliostat.errors import HeliostatError
 from heliostat.observe.status import duration
+from heliostat.storage import open_store
 from heliostat.training.planning.plan import Machine, Plan, WorkersPlan
 from heliostat.training.planning.plan import plan as plan_run
-from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
+from heliostat_jobs.cli.config_commands import values_table
+from heliostat_jobs.cli.options import (
+    AddressOption,
+    DebugOption,
+    InsecureOption,
+    JsonOption,
+    RecipeArgument,
+    SecretOption,
+    SetOption,
+)
 from heliostat_jobs.cli.output import print_json, print_table
+from heliostat_jobs.preflight import Check, Transfer, checks, reads, writes
 
 _GIB = 2**30
 _DAY_S = 86400
@@ -31,26 +47,86 @@ def plan(
     mfu: Annotated[
         float, typer.Option("--mfu", min=0.01, max=1, help="Share of the GPU's peak that is taken to be reached.")
     ] = 0.4,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price", min=0, help="Of a worker per hour; the recipe's scaling.worker_price_per_hour if not given."
+        ),
+    ] = None,
+    address: AddressOption = None,
+    secret: SecretOption = None,
+    insecure: InsecureOption = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="Print every value and its origin first.", show_default=False)
+    ] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Print memory per GPU, communication, FLOPs and time of a run on several numbers of GPUs. Starts nothing."""
-    resolved = load_recipe(recipe, set_ or [], os.environ).recipe
-    if not isinstance(resolved, PretrainRecipe):
-        raise InvalidValueError(f"kind {resolved.kind} has no plan", "Give a recipe of kind pretrain")
-    made = plan_run(resolved, gpus, Machine(gpu, gpu_memory_gib, mfu))
+    """Print what a job needs on several numbers of GPUs, what it reads and writes, and whether submit would take it.
+
+    Starts nothing and needs no cluster.
+    """
+    resolved = load_recipe(recipe, set_ or [], os.environ)
+    machine = Machine(gpu, gpu_memory_gib, mfu, price)
+    plans = [plan_run(each, gpus, machine) for each in _pretrainings(resolved.recipe)]
+    looked = checks(resolved, address=address, insecure=insecure, secrets=secret or ())
+    read, written = _transfers(resolved.recipe)
     if json:
-        print_json(made.to_json())
-        return
-    print_table(_table(made))
-    for line in _notes(made):
-        typer.echo(line)
+        numbers = plans[0].to_json() if isinstance(resolved.recipe, PretrainRecipe) else {}
+        stages = [each.to_json() for each in plans] if isinstance(resolved.recipe, PipelineRecipe) else []
+        print_json({**numbers, "stages": stages, **_to_json(resolved, looked, read, written)})
+    else:
+        if config:
+            print_table(values_table(resolved))
+        _print(resolved.recipe.root, plans, looked, (*read, *written))
+
+
+def _pretrainings(recipe: Recipe) -> list[PretrainRecipe]:
+    """The recipe itself, or those of a pipeline's stages."""
+    found = [recipe_of(stage.config or {}) for stage in recipe.expanded] if isinstance(recipe, PipelineRecipe) else []
+    return [each for each in found or [recipe] if isinstance(each, PretrainRecipe)]
+
+
+def _transfers(recipe: Recipe) -> tuple[list[Transfer], list[Transfer]]:
+    try:
+        root = open_store(recipe.root)
+    except HeliostatError:  # one of the checks says so
+        return [], writes(recipe)
+    return reads(recipe, root), writes(recipe)
+
+
+def _to_json(
+    resolved: ResolvedRecipe, looked: Sequence[Check], read: Sequence[Transfer], written: Sequence[Transfer]
+) -> dict[str, Any]:
+    return {
+        "config": lock(resolved)["values"],
+        "checks": [check.to_json() for check in looked],
+        "reads": [asdict(each) for each in read],
+        "writes": [asdict(each) for each in written],
+    }
+
+
+def _print(root: str, plans: Sequence[Plan], looked: Sequence[Check], transfers: Sequence[Transfer]) -> None:
+    for made in plans:
+        print_table(_table(made))
+        for line in _notes(made):
+            typer.echo(line)
+        typer.echo()
+    for each in transfers:
+        size = "" if each.size_bytes is None else f", {each.size_bytes / _GIB:,.3g} GiB"
+        typer.echo(f"{each.verb} {root}/{each.place}: {each.what}{size}")
+    for check in looked:
+        typer.echo(f"check {check.name}: {'ok' if check.problem is None else check.problem}")
+    problems = sum(check.problem is not None for check in looked)
+    typer.echo(f"submit would {f'fail on {problems} of these' if problems else 'take it'}")
 
 
 def _table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     memory = ("params", "grads", "optim", "teacher", "buffers", "activ.", "GiB/GPU")
-    for name in ("GPUs", "rounds", "idle", "img/GPU", *memory, "fits", "sent GiB", "PFLOP", "step", "img/s", "run"):
+    stages = tuple(f"ZeRO {stage}" for stage in plan.by_workers[0].device_bytes_by_stage)
+    speed = ("sent GiB", "PFLOP", "step", "img/s", "run", "price")
+    for name in ("GPUs", "rounds", "idle", "img/GPU", *memory, "fits", *stages, *speed):
         table.add_column(name, justify="right")
     for line in plan.by_workers:
         table.add_row(*_row(line), style=None if line.fits else "red")
@@ -75,17 +151,19 @@ def _row(line: WorkersPlan) -> list[str]:
         f"{line.images_per_worker:.4g}",
         *(f"{part / _GIB:.1f}" for part in parts),
         "yes" if line.fits else "no",
+        *(f"{size / _GIB:.1f}" for size in line.device_bytes_by_stage.values()),
         f"{line.sent_bytes / _GIB:.1f}",
         f"{line.flops.executed / 1e15:.3g}",
         f"{line.step_s:.3g} s",
         f"{line.images_per_s:,.0f}",
         f"{line.run_s / _DAY_S:.1f} d" if line.run_s > _DAY_S else duration(line.run_s),
+        "" if line.price is None else f"{line.price:,.0f}",
     ]
 
 
 def _notes(plan: Plan) -> list[str]:
     machine = plan.machine
-    host = plan.by_workers[0].memory.host_bytes
+    host = plan.by_workers[0].memory.host_bytes + plan.by_workers[0].snapshot_bytes
     return [
         "",
         f"{plan.run}: {plan.student_parameters:,} parameters ({plan.backbone_parameters:,} of the backbone), student "

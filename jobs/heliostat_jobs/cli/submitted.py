@@ -8,11 +8,18 @@ import typer
 
 from heliostat.config import load_recipe
 from heliostat_jobs.cli.exit_codes import ExitCode
-from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
+from heliostat_jobs.cli.options import (
+    AddressOption,
+    DebugOption,
+    InsecureOption,
+    JsonOption,
+    RecipeArgument,
+    SecretOption,
+    SetOption,
+)
 from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.kinds import JOB_KINDS
 from heliostat_jobs.pipelines.view import StageView
-from heliostat_jobs.submission.access import ADDRESS_VARIABLE
 from heliostat_jobs.submission.client import Client, JobHandle, JobState, JobStatus, find
 
 NameArgument: TypeAlias = Annotated[str, typer.Argument(help="Name of the job: of its recipe.", show_default=False)]
@@ -25,19 +32,6 @@ KindOption: TypeAlias = Annotated[
         "--kind", help=f"Where jobs of several kinds have one name: {', '.join(JOB_KINDS)}.", show_default=False
     ),
 ]
-AddressOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        envvar=ADDRESS_VARIABLE,
-        help="Of the cluster's dashboard, like http://head:8265.",
-        show_default=False,
-    ),
-]
-InsecureOption: TypeAlias = Annotated[
-    bool,
-    typer.Option("--insecure", help="Use a cluster beyond this machine without token or TLS.", show_default=False),
-]
 FollowOption: TypeAlias = Annotated[
     bool, typer.Option("--follow", "-f", help="Print what comes, until the job ends.", show_default=False)
 ]
@@ -48,15 +42,7 @@ def submit(
     recipe: RecipeArgument,
     set_: SetOption = None,
     address: AddressOption = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--secret",
-            metavar="NAME=REFERENCE",
-            help="A variable that processes of the job get: NAME=file:/path or NAME=env:OTHER, as nodes have it. "
-            "Repeatable.",
-        ),
-    ] = None,
+    secret: SecretOption = None,
     fork: Annotated[
         bool,
         typer.Option("--fork", help="If the name has another configuration, take a new name.", show_default=False),

@@ -42,6 +42,7 @@ from heliostat_jobs.locks import locked_recipe
 from heliostat_jobs.pipelines.log import PipelineLog
 from heliostat_jobs.pipelines.state import DONE, Phase
 from heliostat_jobs.pipelines.view import StageView, stage_views
+from heliostat_jobs.preflight import checks, raise_first
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import ADDRESS_VARIABLE
 from heliostat_jobs.submission.package import build_wheel
@@ -309,6 +310,8 @@ class Client:
         references = parse_references(secrets)
         root = open_store(resolved.recipe.root)
         order = Order(job_of(resolved.recipe, root), resolved, _package(), references)
+        if records.newest(order.job.store) is None:
+            raise_first(checks(resolved))
         try:
             submit(order, self._jobs)
         except ChangedConfigError:

@@ -22,7 +22,8 @@ class Key:
     @property
     def rule(self) -> str:
         """What a value must be, in words."""
-        return describe_schema(self.section.model_json_schema()["properties"][self.name])
+        written = self.section.model_fields[self.name].alias or self.name
+        return describe_schema(self.section.model_json_schema()["properties"][written])
 
 
 def subsection(section: type[Section], name: str) -> type[Section] | None:

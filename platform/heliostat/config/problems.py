@@ -88,11 +88,11 @@ def _section_of_list(key: Key) -> type[Section] | None:
 
 def _in_list(section: type[Section], where: str, name: str, details: ErrorDetails, setting: Setting) -> ConfigError:
     """What is wrong with one entry of a list of sections."""
-    name = next((own for own, field in section.model_fields.items() if field.alias == name), name)
-    if name not in section.model_fields:
+    own = next((own for own, field in section.model_fields.items() if field.alias == name), name)
+    if own not in section.model_fields:
         problem = unknown_key(section, name, setting.origin)
         return UnknownKeyError(f"unknown key {where}.{name} ({setting.origin})", problem.next_step)
-    key = keys_of(section)[name]
+    key = keys_of(section)[own]
     if details["type"] == "missing":
         return MissingKeyError(f"{where}.{name} is not set: {key.description}", f"Write it ({setting.origin})")
     return InvalidValueError(f"{where}.{name} ({setting.origin}) must be {key.rule}", _remedy(where, setting.origin))

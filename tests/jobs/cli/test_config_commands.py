@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from heliostat.config import KINDS
 from heliostat_jobs.cli.app import app
 
 RECIPE = "kind: pretrain\nname: demo\ndataset:\n  name: digits\ntraining:\n  steps: 300\n"
@@ -73,7 +74,7 @@ def test_show__a_typo_in_the_file_names_its_line(recipe: str) -> None:
 
 
 def test_schema__of_all_kinds_and_of_one() -> None:
-    assert set(json.loads(run("schema").stdout)["discriminator"]["mapping"]) == {"pretrain", "evaluate", "curate"}
+    assert set(json.loads(run("schema").stdout)["discriminator"]["mapping"]) == set(KINDS)
     one = run("schema", "evaluate", "--json")
     assert json.loads(one.stdout)["title"] == "EvaluateRecipe"
     assert one.stdout.count("\n") == 1

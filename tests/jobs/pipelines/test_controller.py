@@ -41,7 +41,7 @@ STAGES = [
     },
     {"name": "judge", "recipe": "judge.yaml", "after": ["train-1", "train-2"], "tries": 2},
 ]
-RECIPES = {
+RECIPES: dict[str, dict[str, object]] = {
     "curate.yaml": {"kind": "curate", "name": "x", "pool": ["photos"]},
     "train.yaml": {
         "kind": "pretrain",

@@ -23,6 +23,11 @@ from heliostat.training.planning.shapes import parameter_sizes
 
 _USUAL_WORKERS = (8, 16, 32, 64, 128, 256)
 _GIB = 2**30
+_HOUR_S = 3600
+STATE_BYTES_PER_PARAMETER = 16
+"""Of training state: fp32 parameters, both moments of Adam, and the teacher."""
+_SNAPSHOTS_PER_NODE = 4
+"""Two of the worker's own part and two of another one's: the newest may not be whole yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Machine:
     memory_gib: float = 80.0
     mfu: float = 0.4
     """Model FLOPs utilisation while nothing is computed twice; what is computed again adds its time."""
+    price_per_hour: float | None = None
+    """Of one worker; None is the recipe's ``scaling.worker_price_per_hour``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,10 @@ class WorkersPlan:
     """Of a step, on average."""
     memory: Memory
     fits: bool
+    device_bytes_by_stage: dict[int, float]
+    """What the device would hold with each stage of ZeRO that the recipe's precision allows."""
+    snapshot_bytes: float
+    """Of host memory, for snapshots of this worker's part and another one's; 0 without."""
     sent_bytes: float
     """What each worker sends in a step."""
     flops: StepFlops
@@ -58,6 +69,8 @@ class WorkersPlan:
     images_per_s: float
     run_s: float
     """All steps of the run."""
+    price: float | None
+    """Of the run, in the currency of the workers' price; none without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,7 @@ def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
     slots = SlotPlan(training.slots, workers)
     flops = step_flops(recipe, slots.rounds)
     memory = worker_memory(recipe, workers)
+    price = recipe.scaling.worker_price_per_hour if machine.price_per_hour is None else machine.price_per_hour
     step_s = flops.executed / slots.slots * slots.rounds / (machine.mfu * _peak(recipe, machine))
     return WorkersPlan(
         workers=workers,
@@ -145,13 +159,31 @@ def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
         idle_share=1 - slots.slots / (workers * slots.rounds),
         images_per_worker=training.global_batch / workers,
         memory=memory,
+        device_bytes_by_stage=_by_stage(recipe, workers),
+        snapshot_bytes=_snapshots(recipe, workers),
         fits=memory.device_bytes <= machine.memory_gib * _GIB,
         sent_bytes=step_payload(recipe, slots.rounds, workers).sent_bytes(workers),
         flops=flops,
         step_s=step_s,
         images_per_s=training.global_batch / step_s,
         run_s=training.steps * step_s,
+        price=None if price is None else workers * price * training.steps * step_s / _HOUR_S,
     )
+
+
+def _by_stage(recipe: PretrainRecipe, workers: int) -> dict[int, float]:
+    first = 0 if recipe.training.precision == "fp32" and not recipe.training.offload_optimizer else 1
+    found = {}
+    for stage in range(first, 4):
+        training = recipe.training.model_copy(update={"zero_stage": stage})
+        found[stage] = worker_memory(recipe.model_copy(update={"training": training}), workers).device_bytes
+    return found
+
+
+def _snapshots(recipe: PretrainRecipe, workers: int) -> float:
+    if not recipe.checkpoint.memory_every_steps:
+        return 0.0
+    return _SNAPSHOTS_PER_NODE * STATE_BYTES_PER_PARAMETER * sum(parameter_sizes(recipe).values()) / workers
 
 
 def _peak(recipe: PretrainRecipe, machine: Machine) -> float:
