@@ -80,9 +80,9 @@ def find_run(root: str, name: str) -> Store:
         RunNotFoundError: no run of this name.
     """
     opened = open_store(root)
-    if name and "/" not in name and next(opened.list(f"runs/{name}/"), None) is not None:
+    names = opened.folders("runs/")
+    if name in names:
         return run_store(opened, name)
-    names = sorted({info.key.split("/")[1] for info in opened.list("runs/")})
     raise RunNotFoundError(
         f"there is no run {name!r} under {opened.url}",
         f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",

@@ -15,7 +15,7 @@ from heliostat.config import ResolvedRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.errors import RunNotFoundError
 from heliostat.storage import Store
-from heliostat.storage.layout import RESULT_KEY, curation_store, evaluation_store, pipeline_store, run_store
+from heliostat.storage.layout import CURATIONS, EVALUATIONS, PIPELINES, RESULT_KEY, RUNS
 from heliostat_jobs.artifacts import Artifacts, checkpoint_artifacts, dataset_artifact
 from heliostat_jobs.submission.records import Request
 
@@ -40,7 +40,7 @@ class JobKind:
     """One kind of recipe.
 
     Attributes:
-        store: The part of a root that belongs to one job of a name.
+        folder: Of the root, which holds one folder for each job.
         is_finished: Whether what a job is to make is there, and would not be made again.
         carry_out: Run or resume it; on the cluster at an address, or on a Ray of its own. The request is the one that
             this process carries out, if it is a job on a cluster itself.
@@ -48,7 +48,7 @@ class JobKind:
         save: Have it commit what it has done so far, for someone who is about to stop it.
     """
 
-    store: Callable[[Store, str], Store]
+    folder: str
     is_finished: Callable[[Store], bool]
     carry_out: Callable[[ResolvedRecipe, str | None, Request | None], JobResult]
     artifacts: Callable[["Job"], Artifacts] = lambda job: {}
@@ -115,10 +115,10 @@ def _never(job: Store) -> bool:
 
 JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
     {
-        "pretrain": JobKind(run_store, _is_ended_run, _pretrain, _checkpoints, _save_run),
-        "curate": JobKind(curation_store, _has_result, _curate, _dataset),
-        "evaluate": JobKind(evaluation_store, _never, _evaluate),
-        "pipeline": JobKind(pipeline_store, _is_done_pipeline, _pipeline),
+        "pretrain": JobKind(RUNS, _is_ended_run, _pretrain, _checkpoints, _save_run),
+        "curate": JobKind(CURATIONS, _has_result, _curate, _dataset),
+        "evaluate": JobKind(EVALUATIONS, _never, _evaluate),
+        "pipeline": JobKind(PIPELINES, _is_done_pipeline, _pipeline),
     }
 )
 
@@ -134,7 +134,7 @@ class Job:
     @property
     def store(self) -> Store:
         """Its own part of the root."""
-        return JOB_KINDS[self.kind].store(self.root, self.name)
+        return self.root.sub(f"{JOB_KINDS[self.kind].folder}{self.name}")
 
     @property
     def is_finished(self) -> bool:
@@ -153,7 +153,7 @@ def find_job(root: Store, name: str) -> Job:
     Raises:
         RunNotFoundError: there is none, or there are several of different kinds.
     """
-    found = [job for job in _of_name(root, name) if next(job.store.list(""), None) is not None]
+    found = [job for job in jobs_below(root) if job.name == name]
     if len(found) == 1:
         return found[0]
     if found:
@@ -164,6 +164,7 @@ def find_job(root: Store, name: str) -> Job:
     )
 
 
-def _of_name(root: Store, name: str) -> Iterator[Job]:
-    if name and "/" not in name:
-        yield from (Job(root, kind, name) for kind in JOB_KINDS)
+def jobs_below(root: Store) -> Iterator[Job]:
+    """All jobs that were submitted or run before."""
+    for kind, of_kind in JOB_KINDS.items():
+        yield from (Job(root, kind, name) for name in root.folders(of_kind.folder))

@@ -51,7 +51,7 @@ def load_run(root: Store, name: str) -> PretrainRecipe:
     """
     recipe = locked_recipe(run_store(root, name))
     if recipe is None:
-        names = sorted({info.key.split("/")[1] for info in root.list("runs/")})
+        names = root.folders("runs/")
         raise RunNotFoundError(
             f"there is no run {name!r} under {root.url}",
             f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",

@@ -1,5 +1,6 @@
 """A store in which something happens before every write: the process dies, the store fails, or it takes its time."""
 
+import builtins
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,6 +94,9 @@ class MortalStore(Store):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self.inner.list(prefix)
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        return self.inner.folders(prefix)
 
     def delete(self, key: str) -> None:
         self.fuse.burn()

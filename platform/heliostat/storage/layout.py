@@ -8,6 +8,10 @@ RESULT_KEY = "result.json"
 """Of a curation or an evaluation that is finished: what it found."""
 
 
+RUNS, CURATIONS, EVALUATIONS, PIPELINES = "runs/", "curations/", "evaluations/", "pipelines/"
+"""Folders of the root that hold one folder for each job of a kind."""
+
+
 def dataset_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one dataset; keys of shards are relative to it."""
     return root.sub(f"datasets/{name}")
@@ -15,19 +19,14 @@ def dataset_store(root: Store, name: str) -> Store:
 
 def run_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one run."""
-    return root.sub(f"runs/{name}")
+    return root.sub(f"{RUNS}{name}")
 
 
 def curation_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one curation."""
-    return root.sub(f"curations/{name}")
-
-
-def evaluation_store(root: Store, name: str) -> Store:
-    """The part of a root that belongs to one evaluation."""
-    return root.sub(f"evaluations/{name}")
+    return root.sub(f"{CURATIONS}{name}")
 
 
 def pipeline_store(root: Store, name: str) -> Store:
     """The part of a root that belongs to one pipeline."""
-    return root.sub(f"pipelines/{name}")
+    return root.sub(f"{PIPELINES}{name}")

@@ -6,6 +6,7 @@ delete hold a lock on the folder itself, which serves as the lock file: no listi
 folder goes. A version is the SHA-256 of the content.
 """
 
+import builtins
 import errno
 import fcntl
 import hashlib
@@ -32,6 +33,7 @@ from heliostat.storage.store import (
     ObjectInfo,
     Store,
     check_range,
+    is_key,
     normalise_key,
     normalise_prefix,
 )
@@ -128,6 +130,15 @@ class LocalStore(Store):
             for info in _walk(self.root / folder, f"{folder}/" if folder else ""):
                 if info.key.startswith(prefix):
                     yield info
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """See ``Store.folders``. What was left without a file in it is pruned, or soon will be."""
+        folder = self.root / normalise_prefix(prefix).rstrip("/")
+        with _reading(self.root):
+            try:
+                return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and is_key(entry.name))
+            except _NOT_THERE:
+                return []
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``; folders left empty are removed."""

@@ -10,6 +10,7 @@ are held against the server's if it keeps one (not for objects written in parts)
 byte that changes inside a range is found by the hashes of whoever reads it.
 """
 
+import builtins
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -178,6 +179,14 @@ class S3Store(Store):
         full = f"{self.prefix}/{normalise_prefix(prefix)}".lstrip("/")
         yield from sorted(self._listed(full))
 
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """See ``Store.folders``."""
+        full = f"{self.prefix}/{normalise_prefix(prefix)}".lstrip("/")
+        full = full if not full or full.endswith("/") else f"{full}/"
+        found = chain.from_iterable(page.get("CommonPrefixes", []) for page in self._pages(full, "/"))
+        names = (each["Prefix"].removeprefix(full).rstrip("/") for each in found)
+        return sorted(name for name in names if is_key(name))
+
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""
         full = self._full(key)
@@ -259,12 +268,17 @@ class S3Store(Store):
 
     def _listed(self, full_prefix: str) -> Iterator[ObjectInfo]:
         skip = len(self.prefix) + 1 if self.prefix else 0
-        token = ""
-        while True:
-            page = self._call("", partial(_list_page, bucket=self.bucket, prefix=full_prefix, token=token))
+        for page in self._pages(full_prefix):
             named = ((entry["Key"][skip:], entry["Size"]) for entry in page.get("Contents", []))
             # Markers of empty folders and what foreign tools wrote under impossible names cannot be addressed here.
             yield from (ObjectInfo(key, size_bytes) for key, size_bytes in named if is_key(key))
+
+    def _pages(self, full_prefix: str, delimiter: str = "") -> Iterator["ListObjectsV2OutputTypeDef"]:
+        token = ""
+        while True:
+            ask = partial(_list_page, bucket=self.bucket, prefix=full_prefix, token=token, delimiter=delimiter)
+            page = self._call("", ask)
+            yield page
             if not page["IsTruncated"]:
                 return
             token = page["NextContinuationToken"]
@@ -322,11 +336,13 @@ def _range_size(content_range: str, start: int, end: int | None) -> int:
     return stop - start if (first, last + 1) == (start, stop) else -1
 
 
-def _list_page(client: "S3Client", bucket: str, prefix: str, token: str) -> "ListObjectsV2OutputTypeDef":
+def _list_page(
+    client: "S3Client", bucket: str, prefix: str, token: str, delimiter: str
+) -> "ListObjectsV2OutputTypeDef":
     if token:
-        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, ContinuationToken=token)
+        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter, ContinuationToken=token)
     else:
-        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix)
+        page = client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
     if "IsTruncated" not in page:  # botocore takes a body that was cut to nothing for an answer without fields
         raise ResponseParserError("an answer without IsTruncated")
     return page

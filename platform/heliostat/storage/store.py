@@ -5,6 +5,7 @@ that must not overwrite says so with ``create`` (only if absent) or ``replace`` 
 any number of such writers wins.
 """
 
+import builtins
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -110,6 +111,14 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose keys start with this text, in the order of their keys (by code point)."""
+
+    @abstractmethod
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """Names one step below a prefix below which there are objects, in order: ``runs/`` gives the names of runs.
+
+        However many objects there are, only the names are read. An empty prefix stands for the whole store. A name may
+        outlive the last object below it: some servers of S3 keep folders.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:

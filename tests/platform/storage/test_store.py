@@ -167,6 +167,26 @@ def test_list__takes_any_beginning_of_a_key(store: Store) -> None:
     assert list(store.list("runner/")) == []
 
 
+def test_folders__are_the_names_one_step_below(store: Store) -> None:
+    for key in ("runs/a/x", "runs/a/y/z", "runs/b.c/x", "runs-2/d/x", "runs/file", "top"):
+        store.put(key, b"")
+    assert store.folders("runs/") == ["a", "b.c"]
+    assert store.folders("runs") == ["a", "b.c"]
+    assert store.folders() == ["runs", "runs-2"]
+    assert store.sub("runs").folders() == ["a", "b.c"]
+    assert store.folders("none/at/all/") == []
+    assert store.folders("runs/file/") == []
+    store.delete("runs/b.c/x")
+    assert set(store.folders("runs/")) - {"b.c"} == {"a"}
+
+
+def test_folders__go_on_after_a_thousand_names(store: Store) -> None:
+    names = [f"{number:04d}" for number in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: store.put(f"many/{name}/x", b""), names))
+    assert store.folders("many/") == names
+
+
 def test_list__goes_on_after_a_thousand_keys(store: Store) -> None:
     keys = [f"many/{number:04d}" for number in range(1003)]
     with ThreadPoolExecutor(8) as pool:
