@@ -21,6 +21,7 @@ from heliostat.errors import CommandLineError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
 from heliostat_jobs.cli import (
+    board,
     checkpoint,
     checkpoint_views,
     config_commands,
@@ -135,6 +136,7 @@ app.command()(plan.plan)
 for job_verb in (submitted.submit, submitted.status, submitted.logs, submitted.cancel, submitted.resume):
     app.command()(job_verb)
 app.command()(demo.demo)
+app.command()(board.board)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(curation.app, name="curation")
