@@ -15,6 +15,9 @@ from pathlib import Path
 
 from faults import frame
 from faults.frame import Outcome
+from faults.job_rig import JobRig, job_rig
+from faults.job_rows import scenarios
+from faults.job_rows.rows import row
 from faults.rig import Rig, rig
 from faults.rows import (
     bad_wire,
@@ -30,6 +33,7 @@ from faults.spot_rows import mixed, nodes, notices, processes, random_plan, step
 
 Row = Callable[[Rig], list[Outcome]]
 SpotRow = Callable[[SpotRig], list[Outcome]]
+JobRow = Callable[[JobRig], list[Outcome]]
 
 ROWS: dict[str, Row] = {
     "hostile_images": hostile_images.inject,
@@ -60,6 +64,14 @@ SPOT_ROWS: dict[str, SpotRow] = {
     "mixed_zero_3": mixed.zero_3,
     "random_spot": random_plan.inject,
 }
+JOB_ROWS: dict[str, JobRow] = {
+    "driver_killed": row("client and driver of a job killed", scenarios.driver_killed),
+    "head_killed": row("head of the cluster killed and started again", scenarios.head_killed),
+    "controller_killed": row("controller of a pipeline killed", scenarios.controller_killed),
+    "two_clients": row("four clients submit one name at once", scenarios.two_clients),
+    "failing_status": row("25 looks at a healthy job fail", scenarios.failing_status),
+    "changed_config": row("another configuration under the same name", scenarios.changed_config),
+}
 _WORKERS = 3
 _SHARE_OF_DATA = 4
 """One random fault of so many is one of the data plane."""
@@ -70,11 +82,10 @@ def main(names: Sequence[str]) -> int:
     outcomes: list[Outcome] = []
     seed, faults = int(os.environ.get("CHAOS_SEED", "0")), int(os.environ.get("CHAOS_FAULTS", "10"))
     of_data = faults // _SHARE_OF_DATA
-    chosen = names or [*ROWS, *SPOT_ROWS]
-    if unknown := set(chosen) - ROWS.keys() - SPOT_ROWS.keys():
-        print(
-            f"there is no row {', '.join(sorted(unknown))}; there are {', '.join([*ROWS, *SPOT_ROWS])}", file=sys.stderr
-        )
+    known = [*ROWS, *SPOT_ROWS, *JOB_ROWS]
+    chosen = names or known
+    if unknown := set(chosen) - set(known):
+        print(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="heliostat-chaos-", ignore_cleanup_errors=True) as folder:
         if any(name in ROWS for name in chosen):
@@ -88,6 +99,10 @@ def main(names: Sequence[str]) -> int:
                 if left := spot.left_behind():
                     note = f"left behind: {', '.join(left)}"
                     outcomes.append(Outcome("end of all runs", survived=False, is_exact=True, note=note))
+        if any(name in JOB_ROWS for name in chosen):
+            with job_rig(Path(folder) / "jobs") as jobs:
+                for name in [name for name in chosen if name in JOB_ROWS]:
+                    outcomes += _outcomes(name, partial(JOB_ROWS[name], jobs))
     print(frame.table(outcomes))
     print(frame.totals(outcomes))
     return 0 if frame.is_passed(outcomes) else 1

@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from heliostat import __version__
 from heliostat.config import relocked
 from heliostat.errors import CancelledError, HeliostatError
 from heliostat.observe.logs import configure_logging
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = Job(open_store(chosen.root), chosen.kind, chosen.name)
     with _kept(job.store, chosen.submission):
         configure_logging("info")
+        _log.info("submission %d of %s %s begins, by heliostat %s", chosen.submission, job.kind, job.name, __version__)
         end = _carry_out(job, chosen.submission)
         records.write_end(job.store, chosen.submission, end)
     return end.exit_code

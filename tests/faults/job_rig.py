@@ -1,0 +1,124 @@
+"""Where jobs are submitted to and broken: a ``ray start --head`` with token authentication, and a root with images."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.processes import descends_from, titled
+from support.projects import store_images, write_recipe
+from support.ray_head import RayHead, ray_head
+from support.whole_runs import assert_run_equals_plain_training
+
+from heliostat.storage.local import LocalStore
+from heliostat_jobs import Client, JobHandle
+from heliostat_jobs.submission import records
+from heliostat_jobs.submission.client import JobState, find
+
+PATIENCE_S = 180.0
+_DRIVER = "python -m heliostat_jobs.submission.entry"
+
+
+@dataclass
+class JobRig:
+    """See the module."""
+
+    head: RayHead
+    root: LocalStore
+    folder: Path
+
+    def client(self) -> Client:
+        """Of the head."""
+        return Client(self.head.address)
+
+    def pretraining(self, name: str, steps: int) -> Path:
+        """A recipe of a tiny run."""
+        path = write_recipe(self.folder / f"{name}.yaml", self.root.url, steps=steps)
+        recipe = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({**recipe, "name": name}))
+        return path
+
+    def broken(self, name: str, **more: Any) -> Path:
+        """A recipe of a job that begins, says what is wrong, and ends: there is no such run."""
+        recipe = {"kind": "evaluate", "name": name, "root": self.root.url, "run": "nothing"}
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**recipe, "bank": "tiny", "queries": "tiny", **more}))
+        return path
+
+    def pipeline(self, name: str) -> Path:
+        """Of a run and of its evaluation."""
+        self.pretraining("train", 3)
+        judge = {"kind": "evaluate", "name": "x", "run": "x", "bank": "tiny", "queries": "tiny"}
+        (self.folder / "judge.yaml").write_text(yaml.safe_dump({**judge, "knn": {"neighbours": [3]}}))
+        stages = [
+            {"name": "train", "recipe": "train.yaml"},
+            {"name": "judge", "recipe": "judge.yaml", "from": "train.last"},
+        ]
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"kind": "pipeline", "name": name, "root": self.root.url, "stages": stages}))
+        return path
+
+    def find(self, name: str) -> JobHandle:
+        """A job by its name."""
+        return find(self.root.url, name)
+
+    def driver(self, name: str) -> int:
+        """Process of a job's driver."""
+        (pid,) = (pid for pid, title in titled((_DRIVER,)) if f"--name {name} " in title and _is_own(pid))
+        return pid
+
+    def submissions(self, name: str) -> list[str]:
+        """Ids of all submissions of a job."""
+        return [each.request.submission_id for each in records.read_submissions(self.find(name).job.store)]
+
+    def assert_exact(self, name: str) -> None:
+        """Whether a finished run is what one plain process makes of it."""
+        assert_run_equals_plain_training(self.root, name)
+
+
+def _is_own(pid: int) -> bool:
+    return descends_from(pid, os.getpid())
+
+
+def wait_until(holds: Callable[[], bool], what: str = "what was waited for") -> None:
+    """Until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come within {PATIENCE_S:g} s")
+        time.sleep(0.2)
+
+
+def is_running(handle: JobHandle) -> bool:
+    """Whether the cluster says so."""
+    return handle.status().state is JobState.RUNNING
+
+
+def has_done(handle: JobHandle, steps: int) -> bool:
+    """Whether a run has told of so many steps."""
+    words = handle.status().progress.replace(",", "").replace("/", " ").split()
+    return "step" in words and int(words[words.index("step") + 1]) >= steps
+
+
+@contextmanager
+def job_rig(folder: Path) -> Iterator[JobRig]:
+    """A rig whose token the environment names while it is there."""
+    names = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+    before = {name: os.environ.get(name) for name in names}
+    with ray_head() as head:
+        os.environ.update({"RAY_AUTH_TOKEN_PATH": str(head.token), "RAY_AUTH_MODE": "token"})
+        folder.mkdir(exist_ok=True)
+        root = LocalStore(folder / "root")
+        store_images(root)
+        try:
+            yield JobRig(head, root, folder)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
