@@ -41,7 +41,8 @@ lint: install  ## ruff, mypy (strict) and import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## lint and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 format: install  ## put the code into shape
 	$(BIN)/ruff format .
