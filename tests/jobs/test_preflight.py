@@ -29,6 +29,12 @@ def problems(told: dict[str, Any]) -> dict[str, str]:
     return {check["check"]: check["error"]["code"] for check in told["checks"] if not check["ok"]}
 
 
+@pytest.fixture(autouse=True)
+def _no_token_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> LocalStore:
     root = LocalStore(tmp_path / "root")
@@ -65,7 +71,6 @@ def test_plan__price_is_hours_of_workers_times_their_price(root: LocalStore, tmp
     by_stage = {int(stage): size for stage, size in line["device_bytes_by_stage"].items()}
     assert list(by_stage) == [0, 1, 2, 3]
     assert by_stage[2] == pytest.approx(line["memory"]["device_bytes"])
-    assert by_stage[3] < by_stage[0]
 
 
 def test_checks__name_what_is_missing_taken_or_unreachable(root: LocalStore, tmp_path: Path) -> None:
