@@ -34,11 +34,12 @@ from heliostat_cluster.local import local_ray
 from heliostat_cluster.simulated import simulated_cluster
 from heliostat_evaluation.datasets import Pixels, check_labels
 from heliostat_jobs.chaos import NODES, SETTINGS, train_under_chaos
-from heliostat_jobs.demo_report import REPORT_KEY, write_report
+from heliostat_jobs.demo_report import write_report
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, evaluate
 from heliostat_jobs.ingest import show_ingest
 from heliostat_jobs.photographs import pictured, write_tiles
 from heliostat_jobs.pretrain import cpus_needed, train_on_ray
+from heliostat_jobs.run_report import REPORT_KEY
 from heliostat_jobs.runs import OpenedRun, open_run
 
 BUILT_IN = "photographs"

@@ -1,27 +1,21 @@
 """The demo's report: what was learnt, as numbers and as pictures, and where the time went."""
 
-from statistics import median
-
 import torch
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.models.normalise import normalise
-from heliostat.observe.events import Event, read_events
-from heliostat.observe.goodput import ledger_of
-from heliostat.observe.interruptions import Interruption, interruptions
-from heliostat.observe.metrics import StepMetrics, merged_curve, read_metrics
-from heliostat.observe.report import KeyNumber, Report, Section
-from heliostat.observe.status import duration
-from heliostat.observe.timeline import timeline
+from heliostat.observe.events import read_events
+from heliostat.observe.interruptions import interruptions
+from heliostat.observe.metrics import read_metrics
+from heliostat.observe.report import KeyNumber, Report
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import patch_features
-from heliostat_evaluation.charts import knn_bars, loss_curves
+from heliostat_evaluation.charts import knn_bars
 from heliostat_evaluation.datasets import Pixels
 from heliostat_evaluation.pictures import neighbour_grid, pca_picture
-from heliostat_evaluation.time_charts import run_timeline, time_bar
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, Evaluation
+from heliostat_jobs.run_report import REPORT_KEY, median_rate, report_loss, report_time, titled_report
 
-REPORT_KEY = "reports/report.html"
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 8, 8
 
 
@@ -38,21 +32,10 @@ def write_report(
         is_exact: Whether the run saw the images that were planned, and no others.
     """
     metrics, events = read_metrics(store), read_events(store)
-    curve = merged_curve(metrics)
-    rates = [value for line in curve if (value := line.values.get("images_per_s"))]
-    rate = median(rates) if rates else 0.0
-    stops = interruptions(metrics, events)
-    report = Report(
-        f"Heliostat run {recipe.name}",
-        f"{recipe.training.steps} steps of {recipe.training.global_batch} images on {recipe.scaling.workers} workers "
-        f"(ZeRO-{recipe.training.zero_stage}, {recipe.training.precision}), without labels",
-    )
+    rate, stops = median_rate(metrics), interruptions(metrics, events)
+    report = titled_report(recipe)
     _learnt(report, evaluation)
-    section = report.section("Loss")
-    marked = [stop.steps_done for stop in stops if stop.steps_done is not None]
-    caption = "The optimised loss and its terms, step by step."
-    caption += " Thin lines: the run was interrupted there, and went on." if marked else ""
-    section.figure(loss_curves(curve, interrupted_at=marked), caption, "loss curves")
+    section = report_loss(report, metrics, stops)
     section.text(exactness(recipe.training.steps * recipe.training.global_batch, is_exact))
     section = report.section("What the patches see")
     section.text(
@@ -80,64 +63,6 @@ def exactness(images: int, is_exact: bool) -> str:
             "their order, have the digest that was planned."
         )
     return "The ids of the images that the loss consumed have another digest than was planned: this is a mistake."
-
-
-def report_time(
-    section: Section, rate: float, metrics: list[StepMetrics], events: list[Event], stops: list[Interruption]
-) -> None:
-    """Fill the section about the time of a run.
-
-    Args:
-        section: To be filled.
-        rate: Throughput in images/s.
-        metrics: All lines of the run.
-        events: All events of the run.
-        stops: Its interruptions.
-    """
-    spans = timeline(metrics, events)
-    ledger = ledger_of(spans)
-    lost = sum(stop.steps_lost or 0 for stop in stops)
-    section.numbers(
-        KeyNumber("goodput", "-" if ledger.goodput is None else f"{ledger.goodput:.0%}", "productive part of the time"),
-        KeyNumber("throughput", f"{rate:.0f} images/s", "median over steps"),
-        KeyNumber("wall clock", duration(ledger.wall_s), "first sign of life to last"),
-        *([KeyNumber("interruptions", str(len(stops)), f"steps computed again: {lost}")] if stops else []),
-    )
-    section.figure(time_bar(ledger), "Seconds of the run by what they were spent on.", "where the time went")
-    section.table(
-        ["spent on", "seconds", "what it is"],
-        [[each.label, f"{seconds:.1f}", each.__doc__] for each, seconds in ledger.seconds.items() if seconds > 0],
-    )
-    if stops:
-        section.figure(
-            run_timeline(spans, events),
-            "Workers over time, and what the run did when none of them trained.",
-            "timeline of the run",
-        )
-        section.table(INTERRUPTION_COLUMNS, interruption_rows(stops, spans[0].begin_s), "Interruptions")
-
-
-INTERRUPTION_COLUMNS = ("after", "cause", "workers hit", "steps lost", "to the next step", "resumed from")
-
-
-def interruption_rows(stops: list[Interruption], begin_s: float) -> list[tuple[str, ...]]:
-    """The table of interruptions, a row each; what is not known is a dash.
-
-    Args:
-        stops: The interruptions.
-        begin_s: Begin of the run, in seconds since 1970.
-    """
-    return [
-        (
-            duration(stop.at_s - begin_s),
-            stop.cause.replace("_", " "),
-            ", ".join(map(str, stop.ranks)) or "-",
-            "-" if stop.steps_lost is None else str(stop.steps_lost),
-            "-" if stop.to_next_step_s is None else f"{stop.to_next_step_s:.1f} s",
-            stop.source or "-",
-        )
-        for stop in stops
-    ]
 
 
 def _learnt(report: Report, evaluation: Evaluation) -> None:

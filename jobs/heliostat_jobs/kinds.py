@@ -15,7 +15,7 @@ from heliostat.config import ResolvedRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.errors import RunNotFoundError
 from heliostat.storage import Store
-from heliostat.storage.layout import CURATIONS, EVALUATIONS, PIPELINES, RESULT_KEY, RUNS
+from heliostat.storage.layout import CURATIONS, EVALUATIONS, EXPORTS, PIPELINES, RESULT_KEY, RUNS
 from heliostat_jobs.artifacts import Artifacts, checkpoint_artifacts, dataset_artifact
 from heliostat_jobs.submission.records import Request
 
@@ -75,6 +75,12 @@ def _evaluate(resolved: ResolvedRecipe, address: str | None, request: Request | 
     return evaluate(resolved.recipe)
 
 
+def _export(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
+    from heliostat_jobs.export_run import export_run
+
+    return export_run(resolved)
+
+
 def _pipeline(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
     from heliostat_jobs.pipelines.carry_out import carry_out_here, control
 
@@ -117,6 +123,7 @@ JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
     {
         "pretrain": JobKind(RUNS, _is_ended_run, _pretrain, _checkpoints, _save_run),
         "curate": JobKind(CURATIONS, _has_result, _curate, _dataset),
+        "export": JobKind(EXPORTS, _has_result, _export),
         "evaluate": JobKind(EVALUATIONS, _never, _evaluate),
         "pipeline": JobKind(PIPELINES, _is_done_pipeline, _pipeline),
     }

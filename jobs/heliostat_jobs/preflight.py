@@ -10,6 +10,7 @@ from typing import Any
 from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
@@ -127,7 +128,7 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
         return
     for name in sorted(datasets_of(recipe)):
         yield f"dataset {name}", partial(load_manifest, root, name)
-    if isinstance(recipe, EvaluateRecipe):
+    if isinstance(recipe, EvaluateRecipe | ExportRecipe):
         yield f"run {recipe.run}", partial(_check_run, root, recipe.run)
 
 
@@ -167,6 +168,8 @@ def writes(recipe: Recipe) -> list[Transfer]:
             }
         case EvaluateRecipe():
             places = {f"runs/{recipe.run}/reports/{recipe.name}.json": "the numbers"}
+        case ExportRecipe():
+            places = {f"exports/{recipe.name}": f"the backbone as {recipe.format}"}
         case PipelineRecipe():
             own = Transfer("writes", f"pipelines/{recipe.name}", "what was decided about the stages")
             return [own, *(each for stage in recipe.expanded for each in writes(recipe_of(stage.config or {})))]

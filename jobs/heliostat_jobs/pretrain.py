@@ -1,10 +1,10 @@
 """``kind: pretrain``: create or find the run, start workers, wait for the last step."""
 
+import logging
 import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from heliostat.config import ResolvedRecipe
@@ -20,7 +20,10 @@ from heliostat.training.trainer import fit
 from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.extras import require_extra
 from heliostat_jobs.online_knn import online_knn
+from heliostat_jobs.run_report import REPORT_KEY, median_rate, write_run_report
 from heliostat_jobs.runs import OpenedRun, open_run
+
+_log = logging.getLogger(__name__)
 
 _DATA_CPUS_PER_WORKER = 0.5
 """Ray Data's tasks run beside the workers; without CPUs of their own both would wait for ever."""
@@ -74,7 +77,17 @@ def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address:
     elif not run.is_finished:
         with local_ray(cpus_needed(recipe)) if address is None else joined_ray(address):
             train_on_ray(recipe, run)
+    _report(run.store, recipe)
     return _result(recipe, run.store, run.is_finished)
+
+
+def _report(run: Store, recipe: PretrainRecipe) -> None:
+    """Write the report of a run that is finished, if it has none; a run never fails for its report."""
+    try:
+        if not run.exists(REPORT_KEY):
+            write_run_report(run, recipe)
+    except Exception as error:
+        _log.warning("the report of %s could not be written: %s", recipe.name, error)
 
 
 def train_on_ray(
@@ -145,13 +158,13 @@ def _use_gpu(recipe: PretrainRecipe) -> bool:
 
 
 def _result(recipe: PretrainRecipe, store: Store, was_finished: bool) -> PretrainResult:
-    curve = merged_curve(read_metrics(store))
-    rates = [rate for line in curve if (rate := line.values.get("images_per_s"))]
+    metrics = read_metrics(store)
+    curve = merged_curve(metrics)
     return PretrainResult(
         run=recipe.name,
         directory=store.url,
         steps=recipe.training.steps,
         loss=curve[-1].values.get("loss") if curve else None,
-        images_per_s=median(rates) if rates else None,
+        images_per_s=median_rate(metrics) or None,
         was_finished=was_finished,
     )

@@ -50,13 +50,15 @@ class JobRig:
         return path
 
     def pipeline(self, name: str) -> Path:
-        """Of a run and of its evaluation."""
+        """Of a run, its evaluation and its export."""
         self.pretraining("train", 3)
         judge = {"kind": "evaluate", "name": "x", "run": "x", "bank": "tiny", "queries": "tiny"}
         (self.folder / "judge.yaml").write_text(yaml.safe_dump({**judge, "knn": {"neighbours": [3]}}))
+        (self.folder / "export.yaml").write_text(yaml.safe_dump({"kind": "export", "name": "x"}))
         stages = [
             {"name": "train", "recipe": "train.yaml"},
             {"name": "judge", "recipe": "judge.yaml", "from": "train.last"},
+            {"name": "export", "recipe": "export.yaml", "from": "train.best"},
         ]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"kind": "pipeline", "name": name, "root": self.root.url, "stages": stages}))

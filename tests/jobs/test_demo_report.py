@@ -7,7 +7,8 @@ from heliostat.observe.interruptions import Interruption, interruptions
 from heliostat.observe.metrics import StepMetrics
 from heliostat.observe.report import KeyNumbers, Picture, Section, Table
 from heliostat.observe.spans import Category
-from heliostat_jobs.demo_report import INTERRUPTION_COLUMNS, exactness, interruption_rows, report_time
+from heliostat_jobs.demo_report import exactness
+from heliostat_jobs.run_report import INTERRUPTION_COLUMNS, interruption_rows, report_time
 
 
 def section_of(metrics: list[StepMetrics], events: list[Event]) -> Section:

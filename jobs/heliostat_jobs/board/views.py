@@ -4,45 +4,58 @@ import json
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
-from heliostat.config.curate import CurateRecipe
-from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import unlock
 from heliostat.data.manifest import load_manifest
-from heliostat.observe.attempts import attempts_of
-from heliostat.observe.events import EVENTS_PREFIX, Event
-from heliostat.observe.glance import glance
+from heliostat.errors import HeliostatError
+from heliostat.observe.following import RunFollower
+from heliostat.observe.glance import UNPAID, glance_of
 from heliostat.observe.interruptions import interruptions
-from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, is_step, merged_curve
-from heliostat.observe.segments import SegmentTail
+from heliostat.observe.redaction import redact
 from heliostat.observe.spans import Category, Span
-from heliostat.observe.timeline import timeline
 from heliostat.storage import Store
-from heliostat.storage.layout import CURATIONS, RESULT_KEY, RUNS
+from heliostat.storage.layout import RESULT_KEY
+from heliostat_jobs.board.followed import FollowedRun, Memory
 from heliostat_jobs.extras import require_extra
 from heliostat_jobs.kinds import JOB_KINDS, Job, jobs_below
 from heliostat_jobs.locks import datasets_of, locked_recipe
 from heliostat_jobs.pipelines.log import PipelineLog
+from heliostat_jobs.pipelines.report import REPORT_KEY
 from heliostat_jobs.pipelines.view import graph_svg, stage_views
 from heliostat_jobs.submission import records
 
-_POINTS = 400
-"""Of a curve, at most."""
 _SPANS = 600
-_REPORTS = ("report.html", "reports/")
+_EVENTS = 40
 
 
-def job_lines(root: Store) -> list[dict[str, Any]]:
-    """All jobs, one line each."""
-    return [{"kind": job.kind, "name": job.name, **_state(job)} for job in jobs_below(root)]
+def job_lines(root: Store, memory: Memory) -> list[dict[str, Any]]:
+    """All jobs, one line each; one that cannot be read says so, and hides no other."""
+    return [{"kind": job.kind, "name": job.name, **_state_or_fault(job, memory)} for job in jobs_below(root)]
 
 
-def _state(job: Job) -> dict[str, Any]:
+def _state_or_fault(job: Job, memory: Memory) -> dict[str, Any]:
+    try:
+        return _state(job, memory)
+    except (HeliostatError, ValueError, KeyError, TypeError) as error:
+        return {"state": "unreadable", "submission_id": None, "why": fault(error), "next_step": ""}
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with what the store holds, in one line."""
+    return (
+        redact(str(error))
+        if isinstance(error, HeliostatError)
+        else f"not what this version wrote ({type(error).__name__})"
+    )
+
+
+def _state(job: Job, memory: Memory) -> dict[str, Any]:
     """As the store alone tells: whether somebody works on it now only the cluster knows."""
     newest = records.newest(job.store)
-    if job.is_finished:
+    if memory.is_finished(job):
         state = "finished"
     elif newest is None:
         state = "run without a cluster"
@@ -59,32 +72,26 @@ def _state(job: Job) -> dict[str, Any]:
     }
 
 
-def job_details(job: Job) -> dict[str, Any]:
+def job_details(job: Job, memory: Memory) -> dict[str, Any]:
     """One job: its state, its reports, and what there is to see of its kind."""
-    recipe = _recipe(job)
+    newest = records.newest(job.store)
+    recipe = locked_recipe(job.store) if newest is None else unlock(newest.request.config)
     found: dict[str, Any] = {
         "kind": job.kind,
         "name": job.name,
-        **_state(job),
+        **_state(job, memory),
         "reports": report_keys(job),
         "datasets": sorted(datasets_of(recipe)) if recipe is not None else [],
     }
     match recipe:
         case PretrainRecipe():
-            found |= run_details(job.store, recipe)
+            found |= run_details(memory.run(job, lambda: RunFollower(job.store, recipe.training.steps)), recipe)
         case PipelineRecipe():
             found |= pipeline_details(job, recipe)
-        case CurateRecipe():
-            found |= {"result": _result(job.store)}
         case _:
-            newest = records.newest(job.store)
-            found |= {"result": newest.end.result if newest is not None and newest.end is not None else {}}
+            end = None if newest is None else newest.end
+            found |= {"result": _result(job.store) or (end.result if end is not None else {})}
     return found
-
-
-def _recipe(job: Job) -> Recipe | None:
-    newest = records.newest(job.store)
-    return locked_recipe(job.store) if newest is None else unlock(newest.request.config)
 
 
 def _result(store: Store) -> dict[str, Any]:
@@ -94,28 +101,32 @@ def _result(store: Store) -> dict[str, Any]:
     return result
 
 
-def run_details(run: Store, recipe: PretrainRecipe) -> dict[str, Any]:
+def run_details(followed: FollowedRun, recipe: PretrainRecipe) -> dict[str, Any]:
     """Progress, curves, where the time went, who worked and what interrupted them."""
-    events = [Event.from_line(line) for line in SegmentTail(run, EVENTS_PREFIX).poll()]
-    metrics = [StepMetrics.from_line(line) for line in SegmentTail(run, METRICS_PREFIX).poll() if is_step(line)]
-    seen = glance(run, recipe.training.steps, recipe.scaling.worker_price_per_hour)
-    spans = timeline(metrics, events)
-    workers = {number: each.workers for number, each in attempts_of(metrics, events).items()}
+    with followed.lock:
+        followed.look()
+        run, curve = followed.run, followed.curve.to_json()
+        seen = glance_of(run, recipe.scaling.worker_price_per_hour)
+        spans, workers = run.spans, run.workers()
+        stops = interruptions(run.steps, run.happened)
+        events = sorted(run.happened, key=lambda event: event.time_utc)[-_EVENTS:]
     return {
         "line": seen.line,
         "step": seen.status.step,
         "steps": recipe.training.steps,
+        "loss": seen.status.loss,
+        "images_per_s": seen.status.images_per_s,
         "goodput": seen.status.goodput,
         "worker_hours": seen.worker_hours,
         "cost": seen.cost,
         "seconds": {category.label: seconds for category, seconds in seen.ledger.seconds.items() if seconds},
-        "curve": curve(merged_curve(metrics)),
+        "curve": curve,
         "spans": [
             {
                 "begin": span.begin_s,
                 "end": span.end_s,
                 "category": span.category.label,
-                "workers": workers.get(span.attempt),
+                "workers": 0 if span.category in UNPAID else workers.get(span.attempt, 0),
             }
             for span in joined(spans, _SPANS)
         ],
@@ -126,37 +137,21 @@ def run_details(run: Store, recipe: PretrainRecipe) -> dict[str, Any]:
                 "steps_lost": each.steps_lost,
                 "to_next_step_s": each.to_next_step_s,
             }
-            for each in interruptions(metrics, events)
+            for each in stops
         ],
-        "events": [event.to_line() for event in sorted(events, key=lambda event: event.time_utc)[-40:]],
+        "events": [event.to_line() for event in events],
     }
 
 
-def curve(lines: Sequence[StepMetrics]) -> list[dict[str, float | None]]:
-    """Loss, speed and k-NN accuracy, at most at some hundred steps; the last one is always there."""
-    every = max(1, -(-len(lines) // _POINTS))
-    chosen = [line for number, line in enumerate(lines) if number % every == 0 or line is lines[-1]]
-    chosen += [line for line in lines if "knn_top1" in line.values and line not in chosen]
-    return [
-        {"step": line.step + 1, **{name: line.values.get(name) for name in ("loss", "images_per_s", "knn_top1")}}
-        for line in sorted(chosen, key=lambda line: line.step)
-    ]
-
-
 def joined(spans: Sequence[Span], at_most: int) -> list[Span]:
-    """Fewer spans that fill the same time: short ones become part of the longest one beside them."""
-    found = list(spans)
-    if len(found) <= at_most:
-        return found
-    width_s = (found[-1].end_s - found[0].begin_s) / at_most
-    merged: list[Span] = []
-    group: list[Span] = []
-    for span in found:
-        if group and span.end_s - group[0].begin_s > width_s:
-            merged.append(_merged(group))
-            group = []
-        group.append(span)
-    return [*merged, _merged(group)]
+    """Fewer spans that fill the same time: those of each piece of it become one, of what most of it went to."""
+    if len(spans) <= at_most:
+        return list(spans)
+    begin_s, width_s = spans[0].begin_s, (spans[-1].end_s - spans[0].begin_s) / at_most
+    pieces: dict[int, list[Span]] = {}
+    for span in spans:
+        pieces.setdefault(min(at_most - 1, int((span.begin_s - begin_s) / width_s)), []).append(span)
+    return [_merged(group) for group in pieces.values()]
 
 
 def _merged(group: Sequence[Span]) -> Span:
@@ -170,10 +165,8 @@ def _merged(group: Sequence[Span]) -> Span:
 def pipeline_details(job: Job, recipe: PipelineRecipe) -> dict[str, Any]:
     """The stages, and the graph of them, whose boxes lead to their jobs."""
     stages = stage_views(recipe, PipelineLog(job.store).read(), time.time())
-    return {
-        "stages": [stage.to_json() for stage in stages],
-        "graph": graph_svg(stages, {stage.name: f"#{stage.kind}/{stage.job}" for stage in stages}),
-    }
+    links = {stage.name: f"#{stage.kind}/{quote(stage.job)}" for stage in stages if stage.kind in JOB_KINDS}
+    return {"stages": [stage.to_json() for stage in stages], "graph": graph_svg(stages, links)}
 
 
 def sample_images(root: Store, name: str, count: int) -> list[dict[str, str]]:
@@ -194,7 +187,5 @@ def sample_images(root: Store, name: str, count: int) -> list[dict[str, str]]:
 
 def report_keys(job: Job) -> list[str]:
     """Reports of a job: pages that stand for themselves."""
-    if JOB_KINDS[job.kind].folder not in (RUNS, CURATIONS):
-        return []
-    found = (info.key for prefix in _REPORTS for info in job.store.list(prefix))
-    return sorted(key for key in found if key.endswith(".html"))
+    own = [REPORT_KEY] if job.store.exists(REPORT_KEY) else []
+    return [*own, *sorted(info.key for info in job.store.list("reports/") if info.key.endswith(".html"))]

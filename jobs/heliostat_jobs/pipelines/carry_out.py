@@ -1,5 +1,6 @@
 """``kind: pipeline``: by a controller, a job on a cluster itself, or one stage after the other in this process."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,17 @@ from heliostat.config import ResolvedRecipe
 from heliostat.config.keys import values_of
 from heliostat.config.pipeline import PipelineRecipe, in_order
 from heliostat.errors import JobFailedError
-from heliostat.storage import open_store
+from heliostat.storage import Store, open_store
 from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.kinds import JOB_KINDS
 from heliostat_jobs.pipelines.controller import Controller
+from heliostat_jobs.pipelines.report import write_pipeline_report
 from heliostat_jobs.pipelines.stages import inputs_hash, made_before, remember, specs_of, stage_of
 from heliostat_jobs.pipelines.state import Phase, PipelineState, StageState
 from heliostat_jobs.submission.ray_jobs import RayJobs
 from heliostat_jobs.submission.records import Request
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ def control(resolved: ResolvedRecipe, request: Request) -> PipelineResult:
     assert isinstance(recipe, PipelineRecipe)  # noqa: S101 -- callers dispatch on the kind
     controller = Controller(recipe, open_store(recipe.root), request, RayJobs.here(request.address))
     state = controller.run()
+    _report(controller.root, recipe)
     if state.outcome == "cancelled":
         raise KeyboardInterrupt
     if state.outcome == "failed":
@@ -62,6 +67,14 @@ def control(resolved: ResolvedRecipe, request: Request) -> PipelineResult:
             f"{recipe.name}",
         )
     return PipelineResult(recipe.name, state)
+
+
+def _report(root: Store, recipe: PipelineRecipe) -> None:
+    """Write the report; a pipeline never fails for it."""
+    try:
+        write_pipeline_report(root, recipe)
+    except Exception as error:
+        _log.warning("the report of pipeline %s could not be written: %s", recipe.name, error)
 
 
 def carry_out_here(resolved: ResolvedRecipe, address: str | None) -> PipelineResult:

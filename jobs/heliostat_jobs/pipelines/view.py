@@ -20,6 +20,14 @@ _MARKS: Mapping[Phase, str] = {
     Phase.FAILED: "✗",
     Phase.CANCELLED: "■",
 }
+ALONE = (
+    "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#626b7c}.name{font-weight:600;fill:#1f2430}"
+    "rect{fill:#f5f6f8;stroke:#c8ccd4;stroke-width:1.5}.arrow{fill:none;stroke:#98a2b3;stroke-width:1.4}"
+    ".head{fill:#98a2b3}.succeeded rect{stroke:#2f7d4f}.skipped rect{stroke:#2f7d4f;stroke-dasharray:4 3}"
+    ".started rect{stroke:#2563a8}.failed rect{stroke:#b3261e}"
+    "@media(prefers-color-scheme:dark){rect{fill:#12151b}.name{fill:#e4e7ee}text{fill:#98a2b3}}</style>"
+)
+"""The style of a graph that is a picture of its own."""
 _BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 58, 60, 22, 8
 
 
@@ -101,12 +109,13 @@ def _seconds(entry: PipelineEntry) -> float:
     return datetime.fromisoformat(entry.written_at).timestamp()
 
 
-def graph_svg(stages: Sequence[StageView], link: Mapping[str, str]) -> str:
+def graph_svg(stages: Sequence[StageView], link: Mapping[str, str], style: str = "") -> str:
     """The stages as boxes, from left to right, each with an arrow to those that wait for it.
 
     Args:
         stages: As ``stage_views`` orders them.
         link: Where a stage's box leads, by its name.
+        style: ``ALONE`` for a picture of its own; a page has a style for it.
     """
     depth: dict[str, int] = {}
     for stage in stages:
@@ -126,8 +135,9 @@ def graph_svg(stages: Sequence[StageView], link: Mapping[str, str]) -> str:
     arrows = [_arrow(place[before], place[stage.name]) for stage in stages for before in stage.after]
     boxes = [_box(stage, *place[stage.name], link.get(stage.name)) for stage in stages]
     return (
-        f'<svg class="pipeline" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="stages of the pipeline">{"".join(arrows)}{"".join(boxes)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pipeline" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="stages of the pipeline">{style}{"".join(arrows)}{"".join(boxes)}</svg>'
     )
 
 

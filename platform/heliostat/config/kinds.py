@@ -6,16 +6,18 @@ from pydantic import Field, TypeAdapter
 
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.export import ExportRecipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, invalid_value
 
-Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe | PipelineRecipe
+Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe | ExportRecipe | PipelineRecipe
 
 KINDS: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
     "evaluate": EvaluateRecipe,
     "curate": CurateRecipe,
+    "export": ExportRecipe,
     "pipeline": PipelineRecipe,
 }
 

@@ -14,7 +14,11 @@ EACH = "{each}"
 Artifact = Annotated[str, Field(pattern=r"^[a-z0-9{][a-z0-9._{}-]*\.[a-z_]+$")]
 
 TAKES: Mapping[tuple[str, str], str] = MappingProxyType(
-    {("curate", "pretrain"): "dataset.name", ("pretrain", "evaluate"): "run"}
+    {
+        ("curate", "pretrain"): "dataset.name",
+        ("pretrain", "evaluate"): "run",
+        ("pretrain", "export"): "run",
+    }
 )
 """The key of a recipe that says what it starts from, by the kinds of the stage before and of its own."""
 

@@ -1,20 +1,16 @@
-"""One look at a run through its store: how far it is, where its time went, and what it has cost."""
+"""What a run is like at one moment: how far it is, where its time went, and what it has cost."""
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from heliostat.observe.attempts import attempts_of
-from heliostat.observe.events import EVENTS_PREFIX, Event
-from heliostat.observe.goodput import Ledger, ledger_of
-from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, is_step
-from heliostat.observe.segments import SegmentTail
+from heliostat.observe.following import RunFollower
+from heliostat.observe.goodput import Ledger
 from heliostat.observe.spans import Category, Span
-from heliostat.observe.status import RunStatus, after_lines, run_line
-from heliostat.observe.timeline import timeline
+from heliostat.observe.status import RunStatus, run_line
 from heliostat.storage import Store
 
-_UNPAID = frozenset({Category.DOWN, Category.CAPACITY})
+UNPAID = frozenset({Category.DOWN, Category.CAPACITY})
 """Time in which the run holds no workers."""
 _HOUR_S = 3600.0
 
@@ -47,7 +43,7 @@ class Glance:
 
 
 def glance(run: Store, total_steps: int, price_per_hour: float | None = None, *, is_alive: bool = False) -> Glance:
-    """Look at a run.
+    """Look at a run once.
 
     Args:
         run: Its store.
@@ -55,15 +51,18 @@ def glance(run: Store, total_steps: int, price_per_hour: float | None = None, *,
         price_per_hour: Of one worker.
         is_alive: Whether somebody looks after it now: then the time since its last line counts too.
     """
-    events, metrics = SegmentTail(run, EVENTS_PREFIX).poll(), SegmentTail(run, METRICS_PREFIX).poll()
-    happened = [Event.from_line(line) for line in events]
-    steps = [StepMetrics.from_line(line) for line in metrics if is_step(line)]
-    spans = timeline(steps, happened, time.time() if is_alive else None)
-    spent = ledger_of(spans)
-    status = replace(after_lines(RunStatus(total_steps), events, metrics), goodput=spent.goodput)
-    hours = worker_hours(spans, {number: each.workers or 0 for number, each in attempts_of(steps, happened).items()})
+    follower = RunFollower(run, total_steps)
+    follower.look()
+    follower.account(time.time() if is_alive else None)
+    return glance_of(follower, price_per_hour)
+
+
+def glance_of(follower: RunFollower, price_per_hour: float | None = None) -> Glance:
+    """What is known of a run after the last look; arguments as of ``glance``."""
+    hours = worker_hours(follower.spans, follower.workers())
     cost = None if price_per_hour is None else hours * price_per_hour
-    return Glance(status, spent, hours, status.interruptions.get("preempted", 0), cost)
+    preempted = follower.status.interruptions.get("preempted", 0)
+    return Glance(follower.status, follower.ledger, hours, preempted, cost)
 
 
 def worker_hours(spans: Iterable[Span], workers: dict[int, int]) -> float:
@@ -73,4 +72,4 @@ def worker_hours(spans: Iterable[Span], workers: dict[int, int]) -> float:
         spans: What it did at every time.
         workers: Of each attempt, by its number.
     """
-    return sum(span.seconds * workers.get(span.attempt, 0) for span in spans if span.category not in _UNPAID) / _HOUR_S
+    return sum(span.seconds * workers.get(span.attempt, 0) for span in spans if span.category not in UNPAID) / _HOUR_S

@@ -10,23 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from heliostat.observe.events import EVENTS_PREFIX, Event
-from heliostat.observe.goodput import Ledger, ledger, thinned
-from heliostat.observe.metrics import METRICS_PREFIX, StepMetrics, is_step
-from heliostat.observe.segments import Line, SegmentTail
-from heliostat.observe.status import RunStatus, after_lines, duration, eta_s, run_details, run_line
+from heliostat.observe.following import RunFollower
+from heliostat.observe.goodput import Ledger
+from heliostat.observe.status import RunStatus, duration, eta_s, run_details, run_line
 from heliostat.storage import Store
 
 LINE_INTERVAL_S = 5.0
 """Seconds between two plain lines, at least."""
-
-_LEDGER_LINES = 512
-"""Lines of steps to which those of a long run are thinned: the live ledger is some 20 ms of arithmetic."""
 
 _log = logging.getLogger(__name__)
 
@@ -95,15 +89,10 @@ class RunWatch:
         line_interval_s: float = LINE_INTERVAL_S,
         publish: Callable[[Ledger, RunStatus], None] = lambda ledger, status: None,
     ) -> None:
-        self.status = RunStatus(total_steps)
+        self._run = RunFollower(store, total_steps)
         self._publish = publish
-        self.ledger: Ledger = ledger([], [])
-        self._happened: list[Event] = []
-        self._steps: list[StepMetrics] = []
         self._looks = 0
         self._is_live = False
-        self._events = SegmentTail(store, EVENTS_PREFIX)
-        self._metrics = SegmentTail(store, METRICS_PREFIX)
         self._console = console or Console(stderr=True)
         self._poll_interval_s = poll_interval_s
         self._line_interval_s = line_interval_s
@@ -127,27 +116,30 @@ class RunWatch:
             self._look()
             self._stopping.wait(self._poll_interval_s)
 
+    @property
+    def status(self) -> RunStatus:
+        """How far the run is."""
+        return self._run.status
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where its time went."""
+        return self._run.ledger
+
     def _look(self) -> None:
         try:
-            events, metrics = self._events.poll(), self._metrics.poll()
+            self._run.look()
         except Exception as error:  # whatever the store raises, the next poll may succeed
             _log.debug("cannot read the run directory: %s", error)
             return
-        self._account(events, metrics)
-        status = self.status = replace(after_lines(self.status, events, metrics), goodput=self.ledger.goodput)
+        # What stood there at the first look may be of a driver that died long ago.
+        self._is_live |= self._looks > 0 and self._run.has_news
+        self._looks += 1
+        self._run.account(time.time() if self._is_live else None)
+        status = self.status
         self._publish(self.ledger, status)
         description = f"{status.phase} {status.step:,}/{status.total_steps:,}"
         self._view.show(description, status.step, status.total_steps, run_details(status), run_line(status))
-
-    def _account(self, events: list[Line], metrics: list[Line]) -> None:
-        self._happened += [Event.from_line(line) for line in events]
-        self._steps += [StepMetrics.from_line(line) for line in metrics if is_step(line)]
-        if len(self._steps) > 2 * _LEDGER_LINES:
-            self._steps = thinned(self._steps, _LEDGER_LINES)
-        # What stood there at the first look may be of a driver that died long ago.
-        self._is_live |= self._looks > 0 and bool(events or metrics)
-        self._looks += 1
-        self.ledger = ledger(self._steps, self._happened, time.time() if self._is_live else None)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    links: tuple[str, ...] = ()
+    """Where the name of each row leads, relative to the report; empty is nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,20 @@ class Section:
         self.blocks.append(KeyNumbers(numbers))
         return self
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> "Section":
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str = "",
+        links: Sequence[str] = (),
+    ) -> "Section":
         """Add a table; cells are shown as ``str`` makes them.
+
+        Args:
+            header: Names of the columns.
+            rows: Cells; the first one names the row.
+            caption: Above it.
+            links: For each row where its name leads, relative to the report; empty is nowhere. None at all if left out.
 
         Raises:
             ValueError: A row has more or fewer cells than the header.
@@ -104,7 +118,13 @@ class Section:
         cells = tuple(tuple(str(cell) for cell in row) for row in rows)
         if any(len(row) != len(header) for row in cells):
             raise ValueError(f"every row of a table needs {len(header)} cells, as its header has")
-        self.blocks.append(Table(tuple(header), cells, caption))
+        self.blocks.append(Table(tuple(header), cells, caption, tuple(links) or ("",) * len(cells)))
+        return self
+
+    def drawing(self, svg: str, caption: str) -> "Section":
+        """Add an SVG that stands for itself."""
+        uri = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+        self.blocks.append(Picture(uri, caption, caption))
         return self
 
     def figure(self, figure: "Figure", caption: str, alt: str = "") -> "Section":

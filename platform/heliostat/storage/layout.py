@@ -8,7 +8,8 @@ RESULT_KEY = "result.json"
 """Of a curation or an evaluation that is finished: what it found."""
 
 
-RUNS, CURATIONS, EVALUATIONS, PIPELINES = "runs/", "curations/", "evaluations/", "pipelines/"
+RUNS, CURATIONS, EVALUATIONS, EXPORTS = "runs/", "curations/", "evaluations/", "exports/"
+PIPELINES = "pipelines/"
 """Folders of the root that hold one folder for each job of a kind."""
 
 

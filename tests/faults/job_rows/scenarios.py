@@ -101,10 +101,11 @@ def controller_killed(rig: JobRig) -> float:
     wait_until(lambda: rig.find("whole-train").status().state is JobState.FINISHED, "the end of the first stage")
     resumed = time.monotonic()
     client.resume(handle)
-    wait_until(lambda: handle.stages()[1].took_s is not None, "the second stage")
+    wait_until(lambda: all(stage.took_s is not None for stage in handle.stages()), "the other stages")
     recovered_s = time.monotonic() - resumed
     assert handle.wait(PATIENCE_S).state is JobState.FINISHED, list(handle.logs())[-5:]
-    assert [rig.submissions(name) for name in ("whole-train", "whole-judge")] == [["whole-train-1"], ["whole-judge-1"]]
+    for name in ("whole-train", "whole-judge", "whole-export"):
+        assert rig.submissions(name) == [f"{name}-1"]
     made, judged = (records.newest(rig.find(name).job.store) for name in ("whole-train", "whole-judge"))
     assert made is not None
     assert made.end is not None

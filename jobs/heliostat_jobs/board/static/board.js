@@ -5,11 +5,13 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CATEGORIES = ["productive", "data wait", "checkpoint", "evaluation", "lost work", "start", "recovery",
   "capacity wait", "down", "other"];
+const KINDS = ["pipeline", "pretrain", "curate", "evaluate", "export"];
 const POLL_MS = 4000;
 const main = document.getElementById("main");
 const fresh = document.getElementById("fresh");
 let shown = null;
-let samplesOf = null;
+let turn = 0;
+let timer = null;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -30,9 +32,10 @@ function number(value, digits = 3) {
   return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
 }
 
-function seconds(value) {
-  if (value < 60) return `${Math.round(value)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)}:${String(Math.round(value) % 60).padStart(2, "0")} min`;
+function seconds(exact) {
+  const value = Math.round(exact);
+  if (value < 60) return `${value} s`;
+  if (value < 3600) return `${Math.floor(value / 60)}:${String(value % 60).padStart(2, "0")} min`;
   return `${Math.floor(value / 3600)}:${String(Math.floor(value / 60) % 60).padStart(2, "0")} h`;
 }
 
@@ -86,10 +89,9 @@ function timeline(run) {
     const kind = CATEGORIES.indexOf(span.category);
     const box = shape("rect", { class: `c${kind}`, x: x(span.begin), y: 4, height: bar,
       width: Math.max(0.6, x(span.end) - x(span.begin)) });
-    box.append(shape("title", {}, `${span.category}: ${seconds(span.end - span.begin)}`));
+    box.append(shape("title", {}, `mostly ${span.category}, ${seconds(span.end - span.begin)}`));
     drawn.append(box);
-    const idle = span.category === "down" || span.category === "capacity wait" || span.category === "recovery";
-    const y = 44 + line * (1 - (idle ? 0 : span.workers || 0) / most);
+    const y = 44 + line * (1 - (span.workers || 0) / most);
     steps += `${steps ? "L" : "M"}${x(span.begin)} ${y} L${x(span.end)} ${y} `;
   }
   drawn.append(shape("path", { class: "workers", d: steps }));
@@ -118,24 +120,23 @@ function link(kind, name) {
 function home(told) {
   document.getElementById("root").textContent = told.root;
   if (!told.jobs.length) return [element("p", { class: "quiet" }, "Nothing was run or submitted below this root yet.")];
-  const kinds = ["pipeline", "pretrain", "curate", "evaluate"];
-  return kinds.map((kind) => [kind, told.jobs.filter((job) => job.kind === kind)])
+  return KINDS.map((kind) => [kind, told.jobs.filter((job) => job.kind === kind)])
     .filter(([, jobs]) => jobs.length)
     .map(([kind, jobs]) => section(kind, table(["name", "state", "submission"],
       jobs.map((job) => [link(job.kind, job.name), state(job), job.submission_id || ""]))));
 }
 
 function run(job) {
-  const last = job.curve[job.curve.length - 1] || {};
+  const heard = job.spans.length ? Date.now() / 1000 - job.spans[job.spans.length - 1].end : 0;
   const of = (name) => job.curve.map((point) => [point.step, point[name]]);
   return [
     section("Now", numbers([
       ["step", `${job.step.toLocaleString("en")} / ${job.steps.toLocaleString("en")}`],
-      ["loss", number(last.loss, 4)], ["images/s", number(last.images_per_s)],
+      ["loss", number(job.loss, 4)], ["images/s", number(job.images_per_s)],
       ["goodput", job.goodput === null ? "–" : `${Math.round(100 * job.goodput)} %`],
       ["interruptions", String(job.interruptions.length)], ["worker hours", number(job.worker_hours)],
       ...(job.cost === null ? [] : [["cost so far", number(job.cost, 4)]]),
-    ])),
+    ]), job.state === "finished" ? null : element("p", { class: "quiet" }, `last sign of life ${seconds(heard)} ago`)),
     section("Curves", element("div", { class: "charts" }, chart("loss", of("loss")),
       chart("images per second", of("images_per_s")), chart("k-NN accuracy", of("knn_top1")))),
     timeline(job),
@@ -162,7 +163,7 @@ function details(job) {
   const parts = [element("h1", {}, job.name), element("p", { class: "quiet" }, `${job.kind} · `, state(job))];
   if (job.reports.length) {
     parts.push(section("Reports", ...job.reports.map((key) => element("p", {},
-      element("a", { href: `/reports/${job.kind}/${encodeURIComponent(job.name)}/${key}` }, key)))));
+      element("a", { href: `/reports/${job.kind}/${encodeURIComponent(job.name)}/${key.split("/").map(encodeURIComponent).join("/")}` }, key)))));
   }
   if (job.kind === "pretrain" && job.curve) parts.push(...run(job));
   else if (job.stages) parts.push(...pipeline(job));
@@ -171,44 +172,68 @@ function details(job) {
   return parts;
 }
 
+async function ask(path) {
+  const answer = await fetch(path);
+  if (!(answer.headers.get("Content-Type") || "").startsWith("application/json")) throw new Error("no answer of ours");
+  const told = await answer.json();
+  if (!answer.ok) throw new Error(told.error);
+  return told;
+}
+
 async function samples() {
-  for (const place of main.querySelectorAll("[data-samples]")) {
-    const name = place.dataset.samples;
-    const answer = await fetch(`/api/datasets/${encodeURIComponent(name)}/samples`);
-    const told = await answer.json();
-    place.append(answer.ok ? element("div", { class: "tiles" }, ...told.tiles.map((tile) => element("figure", {},
-      element("img", { src: tile.src, alt: tile.source, loading: "lazy" }), tile.label))) :
-      element("p", { class: "quiet" }, told.error));
+  for (const place of main.querySelectorAll("[data-samples]:not([data-filled])")) {
+    place.dataset.filled = "asked";
+    try {
+      const told = await ask(`/api/datasets/${encodeURIComponent(place.dataset.samples)}/samples`);
+      place.append(element("div", { class: "tiles" }, ...told.tiles.map((tile) => element("figure", {},
+        element("img", { src: tile.src, alt: tile.source, loading: "lazy" }), tile.label))));
+    } catch (error) {
+      place.append(element("p", { class: "quiet" }, error.message));
+    }
   }
 }
 
-async function draw() {
-  const wanted = decodeURIComponent(location.hash.slice(1));
+function wantedPage() {
+  let wanted = "";
+  try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { return { wanted, path: "/api/jobs", name: "" }; }
   const [kind, ...rest] = wanted.split("/");
-  const path = wanted ? `/api/jobs/${kind}/${encodeURIComponent(rest.join("/"))}` : "/api/jobs";
+  const name = rest.join("/");
+  if (!wanted || !KINDS.includes(kind)) return { wanted: "", path: "/api/jobs", name: "" };
+  return { wanted, path: `/api/jobs/${kind}/${encodeURIComponent(name)}`, name };
+}
+
+// One look at a time; an answer that comes after another page was asked for is not shown.
+async function draw() {
+  const mine = ++turn;
+  clearTimeout(timer);
+  const { wanted, path, name } = wantedPage();
   try {
-    const answer = await fetch(path);
-    if (answer.status === 404) throw new Error("there is no such job");
-    const told = await answer.json();
-    if (!answer.ok) throw new Error(told.error);
+    const told = await ask(path);
+    if (mine !== turn) return;
     const kept = shown === wanted ? [...main.querySelectorAll("[data-samples]")] : [];
     const parts = (wanted ? details(told) : home(told)).filter((part) => part !== null);
     main.replaceChildren(...parts.map((part) =>
-      kept.find((old) => part.dataset && old.dataset.samples === part.dataset.samples && part.dataset.samples) || part));
+      kept.find((old) => part.dataset.samples && old.dataset.samples === part.dataset.samples) || part));
     fresh.textContent = `as of ${new Date().toLocaleTimeString()}`;
     fresh.className = "";
-    document.title = wanted ? `${rest.join("/")} – Heliostat` : "Heliostat";
-    if (shown !== wanted) {
-      shown = wanted;
-      if (samplesOf !== wanted) { samplesOf = wanted; await samples(); }
-    }
+    document.title = wanted ? `${name} – Heliostat` : "Heliostat";
+    shown = wanted;
+    await samples();
     document.body.dataset.drawn = wanted || "home";
   } catch (error) {
+    if (mine !== turn) return;
     fresh.textContent = `not up to date: ${error.message}`;
     fresh.className = "stale";
+    if (shown !== wanted) main.replaceChildren(element("p", { class: "quiet" }, error.message));
   }
+  if (mine === turn) timer = setTimeout(later, POLL_MS);
 }
 
+function later() {
+  if (document.hidden) timer = setTimeout(later, POLL_MS);
+  else draw();
+}
+
+history.replaceState(null, "", `/${location.hash}`); // the token is in a cookie by now
 window.addEventListener("hashchange", draw);
-setInterval(() => { if (!document.hidden) draw(); }, POLL_MS);
 draw();
