@@ -102,6 +102,8 @@ def _checkpoints(job: "Job") -> Artifacts:
 
 
 def _dataset(job: "Job") -> Artifacts:
+    if not job.store.exists(RESULT_KEY):  # it went as far as `until` says
+        return {}
     return dataset_artifact(job.name, json.loads(job.store.get(RESULT_KEY))["manifest_sha256"])
 
 

@@ -15,6 +15,7 @@ from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
+from heliostat.config.secrets import parse_references
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import HeliostatError, RunNotFoundError
 from heliostat.storage import Store, open_store
@@ -26,7 +27,6 @@ from heliostat_jobs.locks import datasets_of
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import check_access, cluster_url, token_file
 from heliostat_jobs.submission.ray_jobs import RayJobs
-from heliostat_jobs.submission.secrets import parse_references
 from heliostat_jobs.submission.submit import check_identity
 
 

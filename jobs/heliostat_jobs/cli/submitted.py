@@ -20,6 +20,7 @@ from heliostat_jobs.cli.options import (
 from heliostat_jobs.cli.output import print_json
 from heliostat_jobs.kinds import JOB_KINDS
 from heliostat_jobs.pipelines.view import StageView
+from heliostat_jobs.submission.access import is_loopback
 from heliostat_jobs.submission.client import Client, JobHandle, JobState, JobStatus, find
 
 NameArgument: TypeAlias = Annotated[str, typer.Argument(help="Name of the job: of its recipe.", show_default=False)]
@@ -62,11 +63,13 @@ def status(
     name: NameArgument,
     root: RootOption = _DEFAULT_ROOT,
     kind: KindOption = None,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Say how a job is, in one line; of a pipeline, its stages and how they follow one another."""
-    handle = find(root, name, kind)
+    handle = find(root, name, kind, address=address, insecure=insecure)
     _print(handle.status(), json, handle.stages())
 
 
@@ -75,11 +78,13 @@ def logs(
     root: RootOption = _DEFAULT_ROOT,
     kind: KindOption = None,
     follow: FollowOption = False,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Print what a job's driver has printed; from the store, so that it outlives the cluster."""
-    lines = find(root, name, kind).logs(follow=follow)
+    lines = find(root, name, kind, address=address, insecure=insecure).logs(follow=follow)
     if json:
         print_json({"lines": list(lines)})
         return
@@ -91,11 +96,13 @@ def cancel(
     name: NameArgument,
     root: RootOption = _DEFAULT_ROOT,
     kind: KindOption = None,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Ask a job to save what it has done and to end; heliostat resume goes on from there."""
-    _print(find(root, name, kind).cancel(), json)
+    _print(find(root, name, kind, address=address, insecure=insecure).cancel(), json)
 
 
 def resume(
@@ -109,8 +116,9 @@ def resume(
     debug: DebugOption = False,
 ) -> None:
     """Have a job go on that was cancelled or lost, on its cluster or on another one; attach to it if it runs."""
-    found = find(root, name, kind)
-    wanted = address or found.status().address
+    found = find(root, name, kind, address=address, insecure=insecure)
+    known = found.status().address
+    wanted = address or (known if known is not None and is_loopback(known) else None)
     _tell(Client(wanted, insecure=insecure).resume(found), follow, json)
 
 

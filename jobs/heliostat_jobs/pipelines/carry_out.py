@@ -18,6 +18,9 @@ from heliostat_jobs.pipelines.state import Phase, PipelineState, StageState
 from heliostat_jobs.submission.ray_jobs import RayJobs
 from heliostat_jobs.submission.records import Request
 
+_PATIENCE_S = 1800.0
+"""That an outage of the store may last."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +56,8 @@ def control(resolved: ResolvedRecipe, request: Request) -> PipelineResult:
     """
     recipe = resolved.recipe
     assert isinstance(recipe, PipelineRecipe)  # noqa: S101 -- callers dispatch on the kind
-    controller = Controller(recipe, open_store(recipe.root), request, RayJobs.here(request.address))
+    root = open_store(recipe.root).patient(_PATIENCE_S)
+    controller = Controller(recipe, root, request, RayJobs.here(request.address))
     state = controller.run()
     _report(controller.root, recipe)
     if state.outcome == "cancelled":

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from heliostat.config import ResolvedRecipe
 from heliostat.config.keys import values_of
 from heliostat.config.pipeline import PipelineRecipe
-from heliostat.errors import ClusterUnreachableError, HeliostatError, StorageError
+from heliostat.errors import (
+    ClusterUnreachableError,
+    HeliostatError,
+    StorageError,
+    StoreUnreachableError,
+    SubmissionRefusedError,
+)
 from heliostat.storage import Store
 from heliostat.storage.fenced_log import Lease
 from heliostat.storage.layout import pipeline_store
@@ -30,12 +36,20 @@ from heliostat_jobs.pipelines.log import (
     StageSkipped,
     StageStarted,
 )
-from heliostat_jobs.pipelines.stages import inputs_hash, made_before, remember, specs_of, stage_job, stage_of
+from heliostat_jobs.pipelines.stages import (
+    check_same_stage,
+    inputs_hash,
+    made_before,
+    remember,
+    specs_of,
+    stage_job,
+    stage_of,
+)
 from heliostat_jobs.pipelines.state import Phase, PipelineState, fold
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.ray_jobs import RayJobs, package_on_cluster
-from heliostat_jobs.submission.records import Cancelled, JobEnd, Request
-from heliostat_jobs.submission.seen import JobSeen, seen_by_itself
+from heliostat_jobs.submission.records import Cancelled, JobEnd, Request, Submission
+from heliostat_jobs.submission.seen import JobPhase, JobSeen, seen_by_itself
 from heliostat_jobs.submission.submit import Order, hand_over, numbered_request, see, submission_id
 
 _LOOK_S = 1.0
@@ -79,18 +93,53 @@ class Controller:
             FencedError: another controller has taken over.
         """
         lease = self._log.acquire_lease(f"{socket.gethostname()} {self.request.submission_id}")
-        if self._state().outcome in ("failed", "cancelled"):
-            self._append(lease, PipelineReopened(attempt=lease.attempt))
-        while (state := self._state()).outcome is None:
+        is_begun = False
+        while True:
             try:
-                step = decide(state, self._look(state))
-                if step is not None:
+                state = self._state()
+                if not is_begun:
+                    is_begun = self._begin(lease, state)
+                elif state.outcome is not None:
+                    return state
+                elif (step := decide(state, self._look(state))) is not None:
                     self._do(lease, state, step)
+                    continue
                 else:
                     wait(self.look_s)
             except KeyboardInterrupt:
                 self.is_cancelled = True
-        return state
+            except (ClusterUnreachableError, SubmissionRefusedError, StoreUnreachableError) as error:
+                _log.warning("%s; this is tried again", error)
+                wait(self.look_s)
+
+    def _begin(self, lease: Lease, state: PipelineState) -> bool:
+        """Settle what an earlier controller has left behind; whether all of it is.
+
+        Stages that were asked to end before are waited for. Then what has failed or was cancelled gets another chance:
+        this controller was started for that.
+        """
+        asked = [name for name in self._started(state) if self._is_asked(name, state)]
+        for name in asked:
+            seen = self._seen(name, state)
+            if seen.phase is JobPhase.ABSENT:
+                seen = JobSeen(JobPhase.ENDED, "cancelled")
+            if seen.phase is JobPhase.ENDED:
+                self._append(lease, self._end(lease.attempt, state, name, seen))
+                return False
+        if asked and not self.is_cancelled:
+            time.sleep(self.look_s)
+            return False
+        phases = {stage.phase for stage in state.stages.values()}
+        if state.outcome in ("failed", "cancelled") or phases & {Phase.FAILED, Phase.CANCELLED}:
+            self._append(lease, PipelineReopened(attempt=lease.attempt))
+        return True
+
+    def _is_asked(self, name: str, state: PipelineState) -> bool:
+        return records.is_cancelled(self._job(name).store, state.stages[name].tries)
+
+    @staticmethod
+    def _started(state: PipelineState) -> list[str]:
+        return [name for name, stage in state.stages.items() if stage.phase is Phase.STARTED]
 
     def _state(self) -> PipelineState:
         return fold(self._specs, self._log.read())
@@ -100,10 +149,9 @@ class Controller:
         _log.info("%s", _told(entry))
 
     def _look(self, state: PipelineState) -> World:
-        started = [name for name, stage in state.stages.items() if stage.phase is Phase.STARTED]
         now = time.monotonic()
         return World(
-            jobs={name: self._seen(name, state) for name in started},
+            jobs={name: self._seen(name, state) for name in self._started(state)},
             done_before=lambda name: self._made_before(name, state),
             failed_for_s={name: now - at for name, at in self._failed_at.items()},
             is_cancelled=self.is_cancelled,
@@ -111,16 +159,31 @@ class Controller:
         )
 
     def _seen(self, name: str, state: PipelineState) -> JobSeen:
-        store = self._job(name).store
-        submission = records.read_submission(store, state.stages[name].tries)
-        if submission is None and (fault := self._fault(name, state)) is not None:
+        job, number = self._job(name), state.stages[name].tries
+        submission = records.read_submission(job.store, number)
+        fault = self._fault(name, state, submission)
+        if fault is not None:
             return seen_by_itself(fault)
-        return see(store, submission, self.jobs)
+        seen = see(job.store, submission, self._reach)
+        if submission is None or submission.request.address == self.jobs.address or seen.phase is not JobPhase.UNKNOWN:
+            return seen
+        # It was handed to a cluster that is gone, and this one goes on: should it live on there, it ends by itself.
+        records.write_cancelled(job.store, number, Cancelled(by=self._name))
+        return JobSeen(JobPhase.ENDED, fact=f"{submission.request.address}, which had it, does not answer")
 
-    def _fault(self, name: str, state: PipelineState) -> JobEnd | None:
-        """Why a stage cannot be started, if it cannot."""
+    def _reach(self, address: str) -> RayJobs:
+        return self.jobs if address == self.jobs.address else RayJobs.at(address)
+
+    @property
+    def _name(self) -> str:
+        return f"pipeline {self.recipe.name}"
+
+    def _fault(self, name: str, state: PipelineState, submission: Submission | None) -> JobEnd | None:
+        """Why a stage cannot be started, or what was started under its name is not it; none if all is well."""
         try:
-            stage_of(self.recipe, name, state.stages, self.root)
+            stage = stage_of(self.recipe, name, state.stages, self.root)
+            if submission is not None:
+                check_same_stage(submission.request.config["identity"], stage)
         except StorageError:
             raise
         except HeliostatError as error:
@@ -173,10 +236,8 @@ class Controller:
         hand_over(stage.job, request, package, self.jobs)
 
     def _stop(self, name: str, state: PipelineState) -> None:
-        records.write_cancelled(
-            self._job(name).store, state.stages[name].tries, Cancelled(by=f"pipeline {self.recipe.name}")
-        )
-        with suppress(ClusterUnreachableError):  # it looks into the store too
+        records.write_cancelled(self._job(name).store, state.stages[name].tries, Cancelled(by=self._name))
+        with suppress(HeliostatError):  # it looks into the store too
             self.jobs.stop(state.stages[name].submission_id or "")
 
     def _end(self, attempt: int, state: PipelineState, name: str, seen: JobSeen) -> StageEnded:

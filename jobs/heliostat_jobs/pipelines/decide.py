@@ -106,10 +106,10 @@ def _of_started(stage: str, world: World) -> Step | None:
     seen = world.jobs.get(stage, JobSeen(JobPhase.UNKNOWN))
     if seen.phase is JobPhase.ENDED:
         return End(stage, seen)
+    if world.is_cancelled and stage not in world.asked_to_stop:
+        return Stop(stage)  # also of a job that nobody knows yet: should it come all the same, it ends at once
     if seen.phase is JobPhase.ABSENT:
         return End(stage, JobSeen(JobPhase.ENDED, "cancelled")) if world.is_cancelled else Submit(stage)
-    if world.is_cancelled and seen.phase is JobPhase.ALIVE and stage not in world.asked_to_stop:
-        return Stop(stage)
     return None
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig
-from heliostat.config.provenance import identity, recipe_of, with_values
+from heliostat.config.provenance import check_same_run, identity, recipe_of, with_values
 from heliostat.data.manifest import load_manifest
-from heliostat.errors import ArtifactChangedError, HeliostatError, ObjectNotFoundError
+from heliostat.errors import ArtifactChangedError, HeliostatError, NoCheckpointError, ObjectNotFoundError
 from heliostat.storage import Store
-from heliostat_jobs.artifacts import Artifacts, check_artifact
+from heliostat.storage.layout import run_store
+from heliostat_jobs.artifacts import Artifacts, check_artifact, checkpoint_artifacts
 from heliostat_jobs.kinds import Job, job_of
-from heliostat_jobs.locks import datasets_of
+from heliostat_jobs.locks import datasets_of, pinned_manifests
 from heliostat_jobs.pipelines.state import StageSpec, StageState
 
 _DONE_FOLDER = "stages/"
@@ -82,22 +85,53 @@ def _giver(artifact: Mapping[str, str | int]) -> str:
     return {"dataset": "curate", "checkpoint": "pretrain"}[str(artifact["kind"])]
 
 
+def check_same_stage(old_identity: Mapping[str, object], stage: Stage) -> None:
+    """Refuse a job of a stage's name that is another one's.
+
+    What it starts from may have another name: of the same artifact that another pipeline has made.
+
+    Raises:
+        ChangedConfigError: it has another configuration.
+    """
+    taken = set(TAKES.values()) if stage.inputs else set()
+    old, new = (
+        {key: value for key, value in each.items() if key not in taken}
+        for each in (old_identity, identity(stage.recipe))
+    )
+    check_same_run(old, new)
+
+
 def inputs_hash(stage: Stage) -> str:
     """Of everything that a stage's result follows from: its recipe, what it starts from, the datasets that it reads.
 
     Raises:
-        HeliostatError: a dataset is not there.
+        HeliostatError: something of it is not there.
     """
     taken = {str(artifact["name"]) for artifact in stage.inputs.values()}
+    pinned = pinned_manifests(stage.job.store) or {}
     names = sorted(set(datasets_of(stage.recipe)) - taken)
+    dropped = set(TAKES.values()) if stage.inputs else set()
     follows_from = {
         "kind": stage.recipe.kind,
-        "recipe": {key: value for key, value in identity(stage.recipe).items() if key not in TAKES.values()},
+        "recipe": {key: value for key, value in identity(stage.recipe).items() if key not in dropped},
         "inputs": sorted(str(artifact["manifest_sha256"]) for artifact in stage.inputs.values()),
-        "datasets": {name: load_manifest(stage.job.root, name).sha256 for name in names},
+        # A job that has begun is bound to what it has begun with.
+        "datasets": {name: pinned.get(name) or load_manifest(stage.job.root, name).sha256 for name in names},
+        "checkpoint": _checkpoint(stage),
         "weights": _weights(stage),
     }
     return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()
+
+
+def _checkpoint(stage: Stage) -> str | int | None:
+    """Of a run that is named without being a stage: its newest checkpoint as of now."""
+    if stage.inputs or not isinstance(stage.recipe, EvaluateRecipe | ExportRecipe):
+        return None
+    run = stage.recipe.run
+    made = checkpoint_artifacts(run_store(stage.job.root, run), run)
+    if "last" not in made:
+        raise NoCheckpointError(f"run {run!r} has committed no checkpoint yet", "Wait for the first one")
+    return made["last"]["manifest_sha256"]
 
 
 def _weights(stage: Stage) -> Mapping[str, str]:

@@ -13,20 +13,20 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heliostat.config import ResolvedRecipe, identity, load_recipe, relocked, unlock
+from heliostat.config import ResolvedRecipe, identity, load_recipe, relocked, renamed, unlock
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.secrets import parse_references
 from heliostat.errors import (
     CancelledError,
     ChangedConfigError,
-    ClusterUnreachableError,
     CommandLineError,
     HeliostatError,
     JobFailedError,
@@ -48,9 +48,8 @@ from heliostat_jobs.submission.access import ADDRESS_VARIABLE
 from heliostat_jobs.submission.package import build_wheel
 from heliostat_jobs.submission.ray_jobs import RayJobs
 from heliostat_jobs.submission.records import Cancelled, Outcome, Submission
-from heliostat_jobs.submission.secrets import parse_references
 from heliostat_jobs.submission.seen import JobPhase, JobSeen
-from heliostat_jobs.submission.submit import Order, connect, see, submit
+from heliostat_jobs.submission.submit import Order, Reach, reach_of, see, submit
 
 _POLL_S = 1.0
 _NAME_CHARS = 40
@@ -114,14 +113,35 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class JobHandle:
-    """A job, found by its name."""
+    """A job, found by its name.
+
+    Attributes:
+        job: Where it lies.
+        reach: Gives the jobs of the cluster that has it, if that may be asked.
+    """
 
     job: Job
+    reach: Reach = field(default_factory=lambda: reach_of(None), repr=False, compare=False)
 
     def status(self) -> JobStatus:
         """How the job is now."""
         newest = records.newest(self.job.store)
-        return self._status(newest, see(self.job.store, newest))
+        state, fact, next_step = self._judged(newest)
+        request = None if newest is None else newest.request
+        return JobStatus(
+            self.job.name,
+            self.job.kind,
+            state,
+            None if request is None else request.submission_id,
+            None if request is None else request.address,
+            self._progress(newest, is_alive=state is JobState.RUNNING),
+            fact,
+            next_step,
+        )
+
+    def _judged(self, newest: Submission | None) -> tuple[JobState, str, str]:
+        """State, why, and what helps; without the run's numbers, which take longer."""
+        return _judged(newest, see(self.job.store, newest, self.reach), self.job.is_finished)
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Lines that the newest submission's driver has printed, oldest first; with ``follow`` until the job ends."""
@@ -131,7 +151,8 @@ class JobHandle:
         tail = SegmentTail(self.job.store, records.log_prefix(newest.request.number))
         has_any = False
         while True:
-            has_ended = not follow or self.status().state in ENDED
+            now = records.read_submission(self.job.store, newest.request.number)
+            has_ended = not follow or self._judged(now)[0] in ENDED
             for line in tail.poll():  # after the look at its end: what it printed last is there by then
                 has_any = True
                 yield str(line.get("text", ""))
@@ -139,7 +160,7 @@ class JobHandle:
                 break
             time.sleep(_POLL_S)
         if not has_any:  # it did not come far enough to print: what is known is the cluster's
-            yield from connect(newest.request.address).log(newest.request.submission_id).splitlines()
+            yield from self.reach(newest.request.address).log(newest.request.submission_id).splitlines()
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait until the job has ended; looks that fail are made again.
@@ -148,14 +169,16 @@ class JobHandle:
             TimeoutError: it has not, after so long.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (status := self.status()).state not in ENDED:
+        while (judged := self._judged(records.newest(self.job.store)))[0] not in ENDED:
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{status.line}, after {timeout_s:g} s")
+                raise TimeoutError(f"{self.job.name} is {judged[0]} after {timeout_s:g} s")
             time.sleep(_POLL_S)
-        return status
+        return self.status()
 
     def result(self) -> dict[str, Any]:
         """What the job has made, as ``--json`` of ``heliostat run`` prints it; waits for its end.
+
+        Of a job that was finished without this submission it is its status.
 
         Raises:
             CancelledError: it was cancelled.
@@ -166,6 +189,8 @@ class JobHandle:
         newest = records.newest(self.job.store)
         if newest is not None and newest.end is not None and newest.end.outcome == "succeeded":
             return newest.end.result
+        if status.state is JobState.FINISHED:
+            return status.to_json()
         raise _error_of(status)
 
     def events(self) -> Iterator[Event]:
@@ -184,30 +209,14 @@ class JobHandle:
 
         The jobs of a pipeline's stages are asked too: its controller may have died.
         """
-        for stage in self.stages():
-            if stage.phase is Phase.STARTED:
-                JobHandle(Job(self.job.root, stage.kind, stage.job)).cancel()
-        newest = records.newest(self.job.store)
-        if newest is not None and newest.end is None:
-            records.write_cancelled(self.job.store, newest.request.number, Cancelled(by=_who()))
-            # The job looks into the store too: should the cluster not answer, it ends all the same, a little later.
-            with suppress(ClusterUnreachableError):
-                connect(newest.request.address).stop(newest.request.submission_id)
+        started = [stage for stage in self.stages() if stage.phase is Phase.STARTED]
+        jobs = [self.job, *(Job(self.job.root, stage.kind, stage.job) for stage in started)]
+        asked = [newest for job in jobs if (newest := _mark_cancelled(job)) is not None]
+        # The jobs look into the store too: should the cluster not answer, they end all the same, a little later.
+        for newest in asked:
+            with suppress(HeliostatError):
+                self.reach(newest.request.address).stop(newest.request.submission_id)
         return self.status()
-
-    def _status(self, newest: Submission | None, seen: JobSeen) -> JobStatus:
-        state, fact, next_step = _judged(newest, seen, self.job.is_finished)
-        request = None if newest is None else newest.request
-        return JobStatus(
-            self.job.name,
-            self.job.kind,
-            state,
-            None if request is None else request.submission_id,
-            None if request is None else request.address,
-            self._progress(newest, is_alive=state is JobState.RUNNING),
-            fact,
-            next_step,
-        )
 
     def _recipe(self, newest: Submission | None) -> Recipe | None:
         return locked_recipe(self.job.store) if newest is None else unlock(newest.request.config)
@@ -222,17 +231,26 @@ class JobHandle:
         return glance(self.job.store, recipe.training.steps, price, is_alive=is_alive).line
 
 
+def _mark_cancelled(job: Job) -> Submission | None:
+    """Ask for the end of a job in the store; its newest submission, if that has not ended."""
+    newest = records.newest(job.store)
+    if newest is None or newest.end is not None:
+        return None
+    records.write_cancelled(job.store, newest.request.number, Cancelled(by=_who()))
+    return newest
+
+
 def _judged(newest: Submission | None, seen: JobSeen, is_finished: bool) -> tuple[JobState, str, str]:
     """State, why, and what helps."""
+    if seen.phase is JobPhase.ALIVE:  # until its driver has said how it ended, even if all is done
+        return (JobState.PENDING if seen.fact == "pending" else JobState.RUNNING), "", ""
     if is_finished:
         return JobState.FINISHED, "", ""
     if newest is None:
         return JobState.NEW, "", "Submit it with heliostat submit RECIPE.yaml"
     match seen.phase:
-        case JobPhase.ALIVE:
-            return (JobState.PENDING if seen.fact == "pending" else JobState.RUNNING), "", ""
         case JobPhase.UNKNOWN:
-            return JobState.UNREACHABLE, seen.fact, "The job may run all the same; ask again later"
+            return JobState.UNREACHABLE, seen.fact, _UNKNOWN
         case JobPhase.ABSENT:
             return JobState.LOST, "the cluster does not know it, or has forgotten it", _RESUME
     if seen.end is not None:
@@ -243,6 +261,9 @@ def _judged(newest: Submission | None, seen: JobSeen, is_finished: bool) -> tupl
     return JobState.LOST, seen.fact or "its driver ended without a word", _RESUME
 
 
+_UNKNOWN = (
+    "The job may run all the same: ask again later. Should that cluster be gone, heliostat resume goes on elsewhere"
+)
 _RESUME = "heliostat resume goes on from what is committed"
 _STATES: Mapping[Outcome, JobState] = MappingProxyType(
     {"succeeded": JobState.FINISHED, "failed": JobState.FAILED, "cancelled": JobState.CANCELLED}
@@ -283,6 +304,7 @@ class Client:
                 "no cluster is named", f"Give --address http://HEAD:8265, or set {ADDRESS_VARIABLE} to it"
             )
         self._jobs = RayJobs.at(wanted, is_insecure_wanted=insecure)
+        self._reach = reach_of(wanted, insecure)
 
     def submit(
         self,
@@ -310,20 +332,25 @@ class Client:
         references = parse_references(secrets)
         root = open_store(resolved.recipe.root)
         order = Order(job_of(resolved.recipe, root), resolved, _package(), references)
-        if records.newest(order.job.store) is None:
-            raise_first(checks(resolved))
         try:
-            submit(order, self._jobs)
+            self._submit(order)
         except ChangedConfigError:
             if not fork:
                 raise
             forked = forked_recipe(resolved)
             order = replace(order, job=job_of(forked.recipe, root), resolved=forked)
-            submit(order, self._jobs)
-        return JobHandle(order.job)
+            self._submit(order)
+        return JobHandle(order.job, self._reach)
+
+    def _submit(self, order: Order) -> None:
+        if records.newest(order.job.store) is None:
+            raise_first(checks(order.resolved))
+        submit(order, self._jobs)
 
     def resume(self, job: JobHandle) -> JobHandle:
         """Have a job go on that was submitted before, here or to another cluster, as it was; attach if it runs.
+
+        If the cluster that has it does not answer, it goes on here; should it run there unseen, it is fenced off.
 
         Raises:
             RunNotFoundError: nobody submitted it.
@@ -336,23 +363,34 @@ class Client:
             )
         request = newest.request
         resolved = relocked(request.config, request.text, job.job.root.url)
-        submit(Order(job.job, resolved, _package(), request.secrets), self._jobs)
-        return job
+        order = Order(job.job, resolved, _package(), request.secrets, request.inputs)
+        submit(order, self._jobs, is_insisted=True)
+        return JobHandle(job.job, self._reach)
 
 
 def forked_recipe(resolved: ResolvedRecipe) -> ResolvedRecipe:
     """The same recipe under a name that follows from its own and from its configuration."""
     shape = json.dumps(identity(resolved.recipe), sort_keys=True)
     name = f"{resolved.recipe.name[:_NAME_CHARS]}-fork-{hashlib.sha256(shape.encode()).hexdigest()[:8]}"
-    recipe = resolved.recipe.model_copy(update={"name": name})
+    recipe = renamed(resolved.recipe, name)
     return replace(resolved, recipe=recipe, origins={**resolved.origins, "name": "--fork"})
 
 
-def find(root: str, name: str, kind: str | None = None) -> JobHandle:
+def find(
+    root: str, name: str, kind: str | None = None, *, address: str | None = None, insecure: bool = False
+) -> JobHandle:
     """The job of a name below a root, whoever submitted it.
+
+    Args:
+        root: Folder or ``s3://bucket/prefix``.
+        name: Of the job.
+        kind: Where jobs of several kinds have the name.
+        address: Of a cluster beyond this machine that may be asked; None is the one in the environment.
+        insecure: Whether without token or TLS.
 
     Raises:
         RunNotFoundError: there is none.
     """
     store = open_store(root)
-    return JobHandle(find_job(store, name) if kind is None else Job(store, kind, name))
+    job = find_job(store, name) if kind is None else Job(store, kind, name)
+    return JobHandle(job, reach_of(address, insecure))

@@ -6,7 +6,9 @@ Everything that it prints is kept in the store too: a cluster forgets its logs w
 import argparse
 import io
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from heliostat import __version__
-from heliostat.config import relocked
+from heliostat.config import relocked, secrets
 from heliostat.errors import CancelledError, HeliostatError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
@@ -26,10 +28,12 @@ from heliostat_jobs.artifacts import check_artifact
 from heliostat_jobs.cli.exit_codes import ExitCode, explain
 from heliostat_jobs.kinds import JOB_KINDS, Job, JobResult
 from heliostat_jobs.locks import pinned_manifests
-from heliostat_jobs.submission import records, secrets
-from heliostat_jobs.submission.records import JobEnd
+from heliostat_jobs.submission import records
+from heliostat_jobs.submission.records import Began, JobEnd
 
 _FLUSH_S = 1.0
+_PATIENCE_S = 1800.0
+"""That an outage of the store may last."""
 _LOOK_S = 5.0
 """Between looks whether somebody has asked for the end in the store."""
 
@@ -43,29 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", required=True, choices=sorted(JOB_KINDS))
     parser.add_argument("--name", required=True)
     parser.add_argument("--submission", required=True, type=int)
+    parser.add_argument("--package", required=True)
     chosen = parser.parse_args(arguments)
     secrets.fill_environment()
-    job = Job(open_store(chosen.root), chosen.kind, chosen.name)
+    job = Job(open_store(chosen.root).patient(_PATIENCE_S), chosen.kind, chosen.name)
+    began = Began(by=f"{socket.gethostname()} {os.getpid()}", version=__version__)
+    if not records.write_began(job.store, chosen.submission, began):
+        print("another driver has taken this submission on", file=sys.stderr)  # noqa: T201 -- a driver's log
+        return ExitCode.FAILED
     with _kept(job.store, chosen.submission):
         configure_logging("info")
         _log.info("submission %d of %s %s begins, by heliostat %s", chosen.submission, job.kind, job.name, __version__)
-        end = _carry_out(job, chosen.submission)
+        end = _carry_out(job, chosen.submission, chosen.package)
         records.write_end(job.store, chosen.submission, end)
     return end.exit_code
 
 
-def _carry_out(job: Job, number: int) -> JobEnd:
+def _carry_out(job: Job, number: int, package: str) -> JobEnd:
     """The job's work, from its request to what there is to say of its end."""
     with _stopped_on_demand(job, number) as stopper:
         try:
-            result = _result(job, number)
+            return _succeeded(job, _result(job, number, package))
         except BaseException as error:
             return _failed(error, stopper.is_asked)
-        return _succeeded(job, result)
 
 
-def _result(job: Job, number: int) -> JobResult:
-    request = records.read_request(job.store, number)
+def _result(job: Job, number: int, package: str) -> JobResult:
+    request = records.read_request(job.store, number).model_copy(update={"package": package})
     if records.is_cancelled(job.store, number):
         raise KeyboardInterrupt
     for artifact in request.inputs.values():
@@ -124,7 +132,7 @@ class _Stopper:
         self.is_asked = True
         try:
             JOB_KINDS[self.job.kind].save(self.job.store)
-        except HeliostatError as error:
+        except Exception as error:  # whatever it is, the wish is that the job ends
             _log.warning("nothing could be saved before the end: %s", error)
         if not self._closing.is_set() and (main_thread := threading.main_thread().ident) is not None:
             signal.pthread_kill(main_thread, signal.SIGINT)
@@ -155,6 +163,7 @@ def _stopped_on_demand(job: Job, number: int) -> Iterator[_Stopper]:
         yield stopper
     finally:
         stopper.close()
+        thread.join()
 
 
 class _Kept(io.TextIOBase):

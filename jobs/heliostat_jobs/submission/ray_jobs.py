@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heliostat.config import secrets
 from heliostat.errors import ClusterDeniedError, ClusterUnreachableError, SubmissionRefusedError
 from heliostat.observe.redaction import redact
-from heliostat_jobs.submission import access, secrets
+from heliostat_jobs.submission import access
 from heliostat_jobs.submission.records import Request
 from heliostat_jobs.submission.seen import JobPhase, JobSeen
 
@@ -18,6 +19,8 @@ _NONCE = "heliostat_nonce"
 _STOP_WAIT_S = 60
 """Between the wish that a driver ends and its end by force: time for a last checkpoint."""
 _LOST_CHARS = 400
+_CONNECT_S, _ANSWER_S, _UPLOAD_S = 5.0, 30.0, 300.0
+_OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 class RayJobs:
@@ -140,8 +143,20 @@ def _client(url: str | None) -> Any:
     logging.getLogger("ray.dashboard.modules").setLevel(logging.ERROR)
     from ray.job_submission import JobSubmissionClient
 
-    with _translated(url or "this cluster"):
-        return JobSubmissionClient(url)
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        """Waits for an answer for a while only, where Ray's own would for ever."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            options.setdefault("timeout", (_CONNECT_S, _UPLOAD_S if method == "PUT" else _ANSWER_S))
+            return super()._do_request(method, endpoint, **options)
+
+    # Ray lets these variables override the address that it is given.
+    overriding = {} if url is None else {name: os.environ.pop(name) for name in _OVERRIDING if name in os.environ}
+    try:
+        with _translated(url or "this cluster"):
+            return Client(url)
+    finally:
+        os.environ.update(overriding)
 
 
 @contextmanager

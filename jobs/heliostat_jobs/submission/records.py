@@ -1,8 +1,9 @@
 """What the store knows of a job's submissions: ``submissions/0001/`` below the job's own folder, the newest counts.
 
 ``request.json`` is created by the client, only if its number is free: of two clients that race one wins, the other one
-finds the winner's. ``end.json`` is created by the job when it ends, ``cancelled.json`` by whoever asks for the end.
-Each is written once. Whatever a cluster forgets when its head is started again is still here.
+finds the winner's. ``began.json`` is created by the driver that takes it on, and ``end.json`` when it ends;
+``cancelled.json`` by whoever asks for the end. Each is written once. Whatever a cluster forgets when its head is
+started again is still here.
 """
 
 import re
@@ -20,7 +21,7 @@ from heliostat_jobs.artifacts import Artifacts
 
 FOLDER = "submissions/"
 LOG = "log"
-_REQUEST, _END, _CANCELLED = "request.json", "end.json", "cancelled.json"
+_REQUEST, _BEGAN, _END, _CANCELLED = "request.json", "began.json", "end.json", "cancelled.json"
 _KEY = re.compile(rf"{FOLDER}(\d{{4}})/({_REQUEST}|{_END}|{_CANCELLED})")
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
@@ -67,6 +68,18 @@ class JobEnd(Record):
     result: dict[str, Any] = Field(default_factory=dict)
     """What ``--json`` prints of the same job."""
     artifacts: Artifacts = Field(default_factory=dict)
+    written_at: str = Field(default_factory=_now)
+
+
+class Began(Record):
+    """That a driver has taken a submission on: the only one that ever will."""
+
+    by: str
+    """Host and process."""
+    version: str
+    """Of the code that it runs."""
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(8))
+    """Tells drivers apart, on which ``Store.create`` relies."""
     written_at: str = Field(default_factory=_now)
 
 
@@ -120,6 +133,16 @@ def read_submission(job: Store, number: int) -> Submission | None:
 def write_request(job: Store, request: Request) -> bool:
     """Claim its number; False if somebody else has it."""
     return _create(job, _key(request.number, _REQUEST), request)
+
+
+def write_began(job: Store, number: int, began: Began) -> bool:
+    """Take a submission on; False if another driver has."""
+    return _create(job, _key(number, _BEGAN), began)
+
+
+def has_begun(job: Store, number: int) -> bool:
+    """Whether a driver has taken a submission on."""
+    return job.exists(_key(number, _BEGAN))
 
 
 def write_end(job: Store, number: int, end: JobEnd) -> bool:

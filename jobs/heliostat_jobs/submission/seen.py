@@ -55,12 +55,19 @@ class ToDo(StrEnum):
     ATTACH = "attach"
     """It runs, or nobody knows: follow it."""
     HAND_OVER = "hand over"
-    """The newest request was never handed to the cluster, or the cluster forgot it: the same again, under its id."""
+    """The newest request was never handed to the cluster, or nothing came of it: the same again, under its id."""
     CLAIM = "claim"
     """A new request, under the next number."""
 
 
-def to_do(newest: Submission | None, seen: JobSeen, *, is_finished: bool = False, is_elsewhere: bool = False) -> ToDo:
+def to_do(
+    newest: Submission | None,
+    seen: JobSeen,
+    *,
+    is_finished: bool = False,
+    is_elsewhere: bool = False,
+    is_insisted: bool = False,
+) -> ToDo:
     """What to do about a job that is wanted.
 
     Args:
@@ -68,15 +75,16 @@ def to_do(newest: Submission | None, seen: JobSeen, *, is_finished: bool = False
         seen: What the cluster that this was handed to says of it.
         is_finished: Whether what the job is to make is there.
         is_elsewhere: Whether that is another cluster than the one on which the job is wanted now.
+        is_insisted: Whether the user wants it here although nobody knows how it is there.
     """
     if is_finished:
         return ToDo.NOTHING
     if newest is None or newest.end is not None or seen.phase is JobPhase.ENDED:
         return ToDo.CLAIM
-    if is_elsewhere and seen.phase is not JobPhase.ALIVE:
-        # It may run there unseen. That costs money, but harms nothing: the new attempt's lease fences it off.
-        return ToDo.CLAIM
+    if is_elsewhere and seen.phase is JobPhase.UNKNOWN:
+        # It may run there unseen: that costs money. It harms nothing, as the new attempt's lease fences it off.
+        return ToDo.CLAIM if is_insisted else ToDo.ATTACH
     if seen.phase is JobPhase.ABSENT:
         # Who handed over a job that was cancelled before anybody knew it would start what nobody wants.
-        return ToDo.CLAIM if newest.cancelled is not None else ToDo.HAND_OVER
+        return ToDo.CLAIM if newest.cancelled is not None or is_elsewhere else ToDo.HAND_OVER
     return ToDo.ATTACH

@@ -5,16 +5,19 @@ a client that dies between any two steps leaves nothing undone that the next one
 end up with one job.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from shlex import quote
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock
-from heliostat.errors import RunError
+from heliostat.errors import ClusterUnreachableError, HeliostatError
 from heliostat.storage import Store
 from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.kinds import Job
 from heliostat_jobs.locks import locked_identity
 from heliostat_jobs.submission import records
+from heliostat_jobs.submission.access import ADDRESS_VARIABLE, cluster_url, is_loopback
 from heliostat_jobs.submission.ray_jobs import RayJobs
 from heliostat_jobs.submission.records import JobEnd, Request, Submission
 from heliostat_jobs.submission.seen import JobPhase, JobSeen, ToDo, seen_by_itself, to_do
@@ -42,8 +45,13 @@ class Order:
     inputs: Artifacts = field(default_factory=dict)
 
 
-def submit(order: Order, jobs: RayJobs) -> Submission | None:
+def submit(order: Order, jobs: RayJobs, *, is_insisted: bool = False) -> Submission | None:
     """Have a job run on a cluster, unless it does or is done; its newest submission, None if it is done without any.
+
+    Args:
+        order: What is to run.
+        jobs: Of the cluster.
+        is_insisted: Whether it is to run there although the cluster that has it does not answer.
 
     Raises:
         ChangedConfigError: there is a job of this name with another configuration.
@@ -54,7 +62,12 @@ def submit(order: Order, jobs: RayJobs) -> Submission | None:
         newest = records.newest(store)
         check_identity(order.job, order.resolved, newest)
         is_elsewhere = newest is not None and newest.request.address != jobs.address
-        match to_do(newest, see(store, newest, jobs), is_finished=order.job.is_finished, is_elsewhere=is_elsewhere):
+        seen = see(store, newest, lambda address: jobs if address == jobs.address else RayJobs.at(address))
+        if is_elsewhere and newest is not None and seen.phase in (JobPhase.UNKNOWN, JobPhase.ABSENT):
+            here = jobs.look(newest.request.submission_id, newest.request.nonce)
+            seen = here if here.phase is JobPhase.ALIVE else seen  # one cluster may have several addresses
+        finished = order.job.is_finished
+        match to_do(newest, seen, is_finished=finished, is_elsewhere=is_elsewhere, is_insisted=is_insisted):
             case ToDo.CLAIM:
                 numbered_request(order, jobs.address, 1 if newest is None else newest.request.number + 1)
             case ToDo.HAND_OVER if newest is not None:
@@ -76,13 +89,18 @@ def numbered_request(order: Order, address: str, number: int) -> Request:
         number=number,
         submission_id=submission_id(order.job.name, number),
         address=address,
-        package=order.package.rpartition("/")[2],
+        package=wheel_name(order.package),
         secrets=order.secrets,
         inputs=order.inputs,
         config=lock(order.resolved),
         text=order.resolved.text,
     )
     return request if records.write_request(order.job.store, request) else records.read_request(order.job.store, number)
+
+
+def wheel_name(package: str) -> str:
+    """The file's name of a wheel, which holds the hash of its content."""
+    return package.rpartition("/")[2]
 
 
 def submission_id(name: str, number: int) -> str:
@@ -92,7 +110,7 @@ def submission_id(name: str, number: int) -> str:
 
 def hand_over(job: Job, request: Request, package: str, jobs: RayJobs) -> bool:
     """Give a request to the cluster; False if that has another job of its id, of another root perhaps."""
-    if jobs.hand_over(request, package, entrypoint(job, request), job.root.url):
+    if jobs.hand_over(request, package, entrypoint(job, request, wheel_name(package)), job.root.url):
         return True
     fact = f"{jobs.address} has another job of the id {request.submission_id}"
     records.write_end(job.store, request.number, JobEnd(outcome="failed", exit_code=1, code=TAKEN, fact=fact))
@@ -111,13 +129,17 @@ def check_identity(job: Job, resolved: ResolvedRecipe, newest: Submission | None
         check_same_run(locked, identity(resolved.recipe))
 
 
-def see(store: Store, submission: Submission | None, jobs: RayJobs | None = None) -> JobSeen:
+Reach = Callable[[str], RayJobs]
+"""The jobs of the cluster at an address."""
+
+
+def see(store: Store, submission: Submission | None, reach: Reach) -> JobSeen:
     """What is known of a submission, from itself or from the cluster that it was handed to.
 
     Args:
         store: The job's.
         submission: The one to look for.
-        jobs: Of the cluster at hand, which may be that one.
+        reach: Gives the jobs of the cluster that has it.
     """
     if submission is None:
         return JobSeen(JobPhase.ABSENT)
@@ -125,23 +147,41 @@ def see(store: Store, submission: Submission | None, jobs: RayJobs | None = None
         return seen_by_itself(submission.end)
     request = submission.request
     try:
-        at = jobs if jobs is not None and jobs.address == request.address else connect(request.address)
-        seen = at.look(request.submission_id, request.nonce)
-    except RunError as error:
+        seen = reach(request.address).look(request.submission_id, request.nonce)
+    except HeliostatError as error:
         return JobSeen(JobPhase.UNKNOWN, fact=error.fact)
+    if seen.phase is JobPhase.ABSENT and records.has_begun(store, request.number):
+        # Each submission is taken on once: the next one goes on from what this one has committed.
+        seen = JobSeen(JobPhase.ENDED, fact="the cluster has forgotten it: its head was started again")
     # A driver says how it ended before it ends: whatever it had to say is there by now.
     end = records.read_end(store, request.number) if seen.phase is JobPhase.ENDED else None
     return seen if end is None else seen_by_itself(end)
 
 
-def connect(address: str) -> RayJobs:
-    """The jobs of a cluster to which a job was handed: whoever did that has decided that it may be talked to."""
-    return RayJobs.at(address, is_insecure_wanted=True)
+def reach_of(address: str | None, insecure: bool = False) -> Reach:
+    """Reaches clusters of this machine, and the one that the user has named; the token goes to no other.
+
+    Args:
+        address: That the user trusts; None is the one in the environment.
+        insecure: Whether without token or TLS.
+    """
+    named = address or os.environ.get(ADDRESS_VARIABLE)
+    trusted = None if not named else cluster_url(named)
+
+    def reach(wanted: str) -> RayJobs:
+        if wanted != trusted and not is_loopback(wanted):
+            raise ClusterUnreachableError(
+                f"the job was handed to {wanted}, and whether that is to be trusted with your token only you know",
+                f"Give --address {wanted}, or set {ADDRESS_VARIABLE} to it",
+            )
+        return RayJobs.at(wanted, is_insecure_wanted=insecure)
+
+    return reach
 
 
-def entrypoint(job: Job, request: Request) -> str:
+def entrypoint(job: Job, request: Request, package: str) -> str:
     """The command of the driver. What it needs to know lies in the store."""
     return (
         f"python -m heliostat_jobs.submission.entry --root {quote(job.root.url)} --kind {job.kind} --name {job.name} "
-        f"--submission {request.number}"
+        f"--submission {request.number} --package {package}"
     )

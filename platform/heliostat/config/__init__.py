@@ -4,7 +4,16 @@ from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import KINDS, Recipe, recipe_json_schema
 from heliostat.config.load import ResolvedRecipe, load_recipe
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.config.provenance import Difference, check_same_run, diff_recipes, identity, lock, relocked, unlock
+from heliostat.config.provenance import (
+    Difference,
+    check_same_run,
+    diff_recipes,
+    identity,
+    lock,
+    relocked,
+    renamed,
+    unlock,
+)
 
 __all__ = [
     "KINDS",
@@ -20,5 +29,6 @@ __all__ = [
     "lock",
     "recipe_json_schema",
     "relocked",
+    "renamed",
     "unlock",
 ]

@@ -45,6 +45,25 @@ def unlock(locked: Mapping[str, Any]) -> Recipe:
     return recipe_of({key: entry["value"] for key, entry in locked["values"].items()})
 
 
+def renamed(recipe: Recipe, name: str) -> Recipe:
+    """The recipe under another name; the jobs of a pipeline's stages are called after it."""
+    if not isinstance(recipe, PipelineRecipe):
+        return recipe.model_copy(update={"name": name})
+    other = recipe.model_copy(update={"name": name})
+    stages = tuple(_renamed_stage(stage, recipe, other) for stage in recipe.expanded)
+    return other.model_copy(update={"stages": stages})
+
+
+def _renamed_stage(stage: StageConfig, old: PipelineRecipe, new: PipelineRecipe) -> StageConfig:
+    config = dict(stage.config or {})
+    config["name"] = new.job_name(stage.name)
+    if stage.source is not None:
+        before = stage.source.rpartition(".")[0]
+        taken = next(key for key in TAKES.values() if config.get(key) == old.job_name(before))
+        config[taken] = new.job_name(before)
+    return stage.model_copy(update={"config": config})
+
+
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values, by dotted key."""
     return recipe_of({**values_of(recipe), **values})
@@ -92,7 +111,7 @@ def _identity_of_stage(stage: StageConfig, pipeline: PipelineRecipe) -> dict[str
         key: value.replace(taken, "") if isinstance(value, str) and key in TAKES.values() else value
         for key, value in of_recipe.items()
     }
-    return {"after": sorted(stage.before), **own}
+    return {"after": sorted(stage.before), "from": stage.source, **own}
 
 
 def check_same_run(old_identity: Mapping[str, object], new_identity: Mapping[str, object]) -> None:

@@ -1,11 +1,15 @@
 """Secrets stay out of everything that is written down: logs, events and messages pass through here.
 
-What counts as a secret: the value of any environment variable whose name says so, and the user part of any URL.
+What counts as a secret: the value of any environment variable whose name says so, or that is filled by a reference
+(``heliostat.config.secrets``), and the user part of any URL.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
+
+from heliostat.config.secrets import VARIABLE
 
 REDACTED = "***"
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD", re.IGNORECASE)
@@ -17,8 +21,21 @@ _MIN_SECRET_CHARS = 6
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
     """Values to hide, longest first, so that a secret which contains another one disappears as a whole."""
-    values = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_CHARS}
+    referred = _referred(environ)
+    found = [value for name, value in environ.items() if name in referred or _SECRET_NAME.search(name)]
+    # A key of several lines may be printed line by line.
+    values = {part for value in found for part in (value, *value.splitlines()) if len(part) >= _MIN_SECRET_CHARS}
     return sorted(values, key=lambda value: (-len(value), value))
+
+
+def _referred(environ: Mapping[str, str]) -> frozenset[str]:
+    """Variables that a job's references fill, and those that they are filled from, whatever their names say."""
+    try:
+        references: dict[str, str] = json.loads(environ.get(VARIABLE, "{}"))
+        sources = {where.removeprefix("env:") for where in references.values() if where.startswith("env:")}
+        return frozenset({*references, *sources})
+    except (ValueError, AttributeError):
+        return frozenset()
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:

@@ -8,6 +8,8 @@ import os
 import threading
 from collections.abc import Sequence
 
+from heliostat.config.secrets import fill_environment
+
 _LOWEST_PRIORITY = 19
 _OF_FEEDER = ("heliostat.training.feed", "heliostat.data.stream", "ray.data")
 _OF_WORKER = (
@@ -35,7 +37,11 @@ def of_feeder() -> None:
 
 
 def _give_way_and_import(modules: Sequence[str]) -> None:
-    """In a thread of the lowest priority: whoever trains comes first."""
+    """In a thread of the lowest priority: whoever trains comes first.
+
+    A process has one hook: what the job's own would have done is done here.
+    """
+    fill_environment()
     thread = threading.Thread(target=_import, args=(modules,))
     thread.start()
     thread.join()

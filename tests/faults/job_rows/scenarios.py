@@ -78,7 +78,7 @@ def head_killed(rig: JobRig) -> float:
     wait_until(lambda: _steps(rig, "homeless") > done, "a step on the new head")
     recovered_s = time.monotonic() - killed
     assert handle.wait(PATIENCE_S).state is JobState.FINISHED
-    assert rig.submissions("homeless") == ["homeless-1"]
+    assert rig.submissions("homeless") == ["homeless-1", "homeless-2"]
     rig.assert_exact("homeless")
     return recovered_s
 

@@ -6,7 +6,7 @@ on a real cluster is in ``tests/jobs/submission/test_ray_head.py``.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,9 @@ from support.mortal_store import Fuse, Killed, MortalStore
 from support.small_datasets import store_dataset
 from support.worlds import encoded_images
 
-from heliostat.config import ResolvedRecipe, load_recipe, lock
+from heliostat.config import ResolvedRecipe, load_recipe, lock, renamed
 from heliostat.config.pipeline import PipelineRecipe
-from heliostat.errors import FencedError
+from heliostat.errors import ClusterUnreachableError, FencedError
 from heliostat.storage import Store
 from heliostat.storage.local import LocalStore
 from heliostat_jobs.artifacts import dataset_artifact
@@ -27,7 +27,7 @@ from heliostat_jobs.pipelines.log import PipelineLog, StageStarted
 from heliostat_jobs.pipelines.state import Phase, PipelineState
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.ray_jobs import RayJobs
-from heliostat_jobs.submission.records import JobEnd, Request
+from heliostat_jobs.submission.records import Cancelled, JobEnd, Request
 from heliostat_jobs.submission.seen import JobPhase, JobSeen
 
 STAGES = [
@@ -78,14 +78,22 @@ class StandIn(RayJobs):
     stopped: list[str] = field(default_factory=list)
     jobs: dict[str, tuple[Job, Request]] = field(default_factory=dict)
     address: str = "http://127.0.0.1:8265"
+    silent: int = 0
+    """How many hand-overs nobody answers, though the first of them arrives."""
 
     def hand_over(self, request: Request, package: str, entrypoint: str, root: str) -> bool:
+        self._take(request, entrypoint)
+        if self.silent:
+            self.silent -= 1
+            raise ClusterUnreachableError("nobody answers", "Wait")
+        return True
+
+    def _take(self, request: Request, entrypoint: str) -> None:
         self.handed_over[request.submission_id] += 1
         if not self.bodies[request.submission_id]:
             self.bodies[request.submission_id] += 1
             kind, name = (entrypoint.split(f"--{word} ")[1].split()[0] for word in ("kind", "name"))
             self.jobs[request.submission_id] = Job(self.root, kind, name), request
-        return True
 
     def look(self, submission_id: str, nonce: str) -> JobSeen:
         if submission_id not in self.jobs:
@@ -179,9 +187,9 @@ def test_controller__skips_what_another_pipeline_has_made_of_the_same(tmp_path: 
         "curate": Phase.SKIPPED,
         "train-1": Phase.SUCCEEDED,
         "train-2": Phase.SUCCEEDED,
-        "judge": Phase.SKIPPED,
+        "judge": Phase.SUCCEEDED,  # of a run that has no checkpoint: nobody knows what its result follows from
     }
-    assert set(cluster.bodies) == {"q-train-1-1", "q-train-2-1"}
+    assert set(cluster.bodies) == {"q-train-1-1", "q-train-2-1", "q-judge-1"}
     _, request = cluster.jobs["q-train-1-1"]
     assert request.config["values"]["dataset.name"]["value"] == "p-curate"
 
@@ -254,3 +262,50 @@ def test_controller__names_a_stage_that_made_nothing_to_start_from(tmp_path: Pat
     assert state.outcome == "failed"
     assert state.stages["train-1"].causes == ("HS-RUN-014",)
     assert set(cluster.bodies) == {"p-curate-1"}
+
+
+def test_controller__does_not_take_another_job_of_a_stages_name_for_it(tmp_path: Path, root: LocalStore) -> None:
+    carry_out(write_pipeline(tmp_path), root, StandIn(root))
+    for info in list(root.list("pipelines/")):
+        root.delete(info.key)
+    state = carry_out(write_pipeline(tmp_path, train={"training": {"steps": 7}}), root, StandIn(root))
+    assert state.outcome == "failed"
+    assert state.stages["train-1"].causes == ("HS-CONF-008",)
+
+
+def test_controller__a_fork_has_jobs_of_its_own(tmp_path: Path, root: LocalStore) -> None:
+    carry_out(write_pipeline(tmp_path), root, StandIn(root))
+    changed = write_pipeline(tmp_path, train={"training": {"steps": 7}})
+    forked = replace(changed, recipe=renamed(changed.recipe, "fork"))
+    cluster = StandIn(root)
+    state = carry_out(forked, root, cluster)
+    assert state.outcome == "succeeded"
+    assert set(cluster.bodies) == {"fork-train-1-1", "fork-train-2-1", "fork-judge-1"}
+    assert state.stages["curate"].phase is Phase.SKIPPED
+
+
+def test_controller__cancelled_while_it_was_dead_goes_on_when_it_is_resumed(tmp_path: Path, root: LocalStore) -> None:
+    cluster = StandIn(root, {"p-train-1-1": None, "p-train-2-1": None})
+    resolved = write_pipeline(tmp_path)
+    waits = 0
+
+    def die(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        carry_out(resolved, root, cluster, die)
+    for name in ("p-train-1", "p-train-2"):
+        records.write_cancelled(Job(root, "pretrain", name).store, 1, Cancelled(by="me"))
+        cluster.stop(f"{name}-1")
+    state = carry_out(resolved, root, cluster)
+    assert state.outcome == "succeeded"
+    assert cluster.bodies["p-train-1-2"] == cluster.bodies["p-train-2-2"] == cluster.bodies["p-curate-1"] == 1
+
+
+def test_controller__outlives_a_cluster_that_does_not_answer(tmp_path: Path, root: LocalStore) -> None:
+    cluster = StandIn(root, silent=5)
+    assert carry_out(write_pipeline(tmp_path), root, cluster).outcome == "succeeded"
+    assert set(cluster.bodies.values()) == {1}

@@ -99,10 +99,12 @@ def failed(cause: str) -> JobSeen:
             Finish("failed"),
         ),
         ([started("curate")], world({"curate": ALIVE}, is_cancelled=True), Stop("curate")),
+        ([started("curate")], world({"curate": ABSENT}, is_cancelled=True), Stop("curate")),
+        ([started("curate")], world({"curate": UNKNOWN}, is_cancelled=True), Stop("curate")),
         ([started("curate")], world({"curate": ALIVE}, is_cancelled=True, asked_to_stop={"curate"}), None),
         (
             [started("curate")],
-            world({"curate": ABSENT}, is_cancelled=True),
+            world({"curate": ABSENT}, is_cancelled=True, asked_to_stop={"curate"}),
             End("curate", JobSeen(JobPhase.ENDED, "cancelled")),
         ),
         ([started("curate"), ended("curate", 1, "cancelled")], world(is_cancelled=True), Finish("cancelled")),

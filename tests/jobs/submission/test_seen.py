@@ -35,10 +35,16 @@ def test_to_do__on_the_cluster_that_has_it(newest: Submission | None, seen: JobS
 
 @pytest.mark.parametrize(
     ("seen", "what"),
-    [(ALIVE, ToDo.ATTACH), (UNKNOWN, ToDo.CLAIM), (ABSENT, ToDo.CLAIM), (ENDED, ToDo.CLAIM)],
+    [(ALIVE, ToDo.ATTACH), (UNKNOWN, ToDo.ATTACH), (ABSENT, ToDo.CLAIM), (ENDED, ToDo.CLAIM)],
 )
 def test_to_do__wanted_on_another_cluster(seen: JobSeen, what: ToDo) -> None:
     assert to_do(ASKED, seen, is_elsewhere=True) is what
+
+
+def test_to_do__whoever_insists_has_it_go_on_here() -> None:
+    assert to_do(ASKED, UNKNOWN, is_elsewhere=True, is_insisted=True) is ToDo.CLAIM
+    assert to_do(ASKED, ALIVE, is_elsewhere=True, is_insisted=True) is ToDo.ATTACH
+    assert to_do(ASKED, UNKNOWN, is_insisted=True) is ToDo.ATTACH
 
 
 def test_seen__the_cause_is_what_the_job_says_or_that_it_said_nothing() -> None:

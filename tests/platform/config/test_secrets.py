@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from heliostat.config.secrets import VARIABLE, fill_environment, look_up, parse_references
 from heliostat.errors import CommandLineError, SecretNotFoundError
-from heliostat_jobs.submission.secrets import VARIABLE, fill_environment, look_up, parse_references
 
 
 def test_parse_references__by_name() -> None:
@@ -18,7 +18,15 @@ def test_parse_references__by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["KEY=canary-5f3a", "canary-5f3a", "KEY=file:relative/canary-5f3a", "KEY=env:canary-5f3a", "=canary-5f3a"]
+    "text",
+    [
+        "KEY=canary-5f3a",
+        "canary-5f3a",
+        "c2VjcmV0canary==",
+        "KEY=file:relative/canary-5f3a",
+        "KEY=env:canary-5f3a",
+        "=canary-5f3a",
+    ],
 )
 def test_parse_references__a_value_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(CommandLineError) as caught:

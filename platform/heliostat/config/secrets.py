@@ -15,8 +15,9 @@ from heliostat.errors import CommandLineError, SecretNotFoundError
 
 VARIABLE = "HELIOSTAT_SECRETS"
 """Holds the references in processes of a job."""
-SETUP_HOOK = "heliostat_jobs.submission.secrets.fill_environment"
+SETUP_HOOK = "heliostat.config.secrets.fill_environment"
 """What Ray calls in each of them."""
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,40}")
 _REFERENCE = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)=(?P<where>file:/\S+|env:[A-Z][A-Z0-9_]*)")
 
 
@@ -30,9 +31,9 @@ def parse_references(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         match = _REFERENCE.fullmatch(text)
         if match is None:
-            name = text.partition("=")[0] if "=" in text else "a secret"
+            name = text.partition("=")[0]
             raise CommandLineError(
-                f"{name[:40]} is not given by reference",
+                f"{name if _NAME.fullmatch(name) else 'a secret'} is not given by reference",
                 "Say where the nodes find it: --secret NAME=file:/path or --secret NAME=env:OTHER",
             )
         found[match["name"]] = match["where"]
