@@ -14,8 +14,10 @@ from support.projects import store_images, write_recipe
 from support.ray_head import RayHead, ray_head
 from support.whole_runs import assert_run_equals_plain_training
 
+from heliostat.config import load_recipe
 from heliostat.storage.local import LocalStore
 from heliostat_jobs import Client, JobHandle
+from heliostat_jobs.runs import open_run
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.client import JobState, find
 
@@ -43,8 +45,8 @@ class JobRig:
         return path
 
     def broken(self, name: str, **more: Any) -> Path:
-        """A recipe of a job that begins, says what is wrong, and ends: there is no such run."""
-        recipe = {"kind": "evaluate", "name": name, "root": self.root.url, "run": "nothing"}
+        """A recipe of a job that begins, says what is wrong, and ends: its run has no checkpoint."""
+        recipe = {"kind": "evaluate", "name": name, "root": self.root.url, "run": "empty"}
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**recipe, "bank": "tiny", "queries": "tiny", **more}))
         return path
@@ -116,8 +118,10 @@ def job_rig(folder: Path) -> Iterator[JobRig]:
         folder.mkdir(exist_ok=True)
         root = LocalStore(folder / "root")
         store_images(root)
+        rig = JobRig(head, root, folder)
+        open_run(load_recipe(rig.pretraining("empty", 1), [], {}))
         try:
-            yield JobRig(head, root, folder)
+            yield rig
         finally:
             for name, value in before.items():
                 if value is None:

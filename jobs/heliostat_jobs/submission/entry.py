@@ -37,7 +37,8 @@ _PATIENCE_S = 1800.0
 _LOOK_S = 5.0
 """Between looks whether somebody has asked for the end in the store."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("heliostat_jobs.submission.entry")
+"""By its name: this module is run as the main one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ _STOP_WAIT_S = 60
 """Between the wish that a driver ends and its end by force: time for a last checkpoint."""
 _LOST_CHARS = 400
 _CONNECT_S, _ANSWER_S, _UPLOAD_S = 5.0, 30.0, 300.0
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that set their own level when they are imported."""
 _OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -140,8 +142,10 @@ def package_on_cluster(name: str) -> str:
 
 
 def _client(url: str | None) -> Any:
-    logging.getLogger("ray.dashboard.modules").setLevel(logging.ERROR)
     from ray.job_submission import JobSubmissionClient
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):  # type: ignore[misc]
         """Waits for an answer for a while only, where Ray's own would for ever."""

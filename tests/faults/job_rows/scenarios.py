@@ -38,7 +38,7 @@ def driver_killed(rig: JobRig) -> float:
     assert follower.stdout is not None
     printed = next((line for line in follower.stdout if "begins" in line), None)
     end_session(follower.pid)  # the laptop is closed
-    follower.wait()
+    follower.communicate()
     assert printed is not None, "nothing was followed"
     handle = rig.find("walk")
     wait_until(lambda: has_done(handle, 4), "the first steps")
@@ -135,7 +135,7 @@ def two_clients(rig: JobRig) -> None:
     status = rig.find("raced").wait(PATIENCE_S)
     assert ids == ["raced-1"] * len(clients)
     assert (status.state, status.submission_id) == (JobState.FAILED, "raced-1")
-    assert status.fact.startswith("HS-RUN-004: there is no run 'nothing'"), status
+    assert status.fact.startswith("HS-CKPT-003: run 'empty' has committed no checkpoint yet"), status
     assert rig.submissions("raced") == ["raced-1"]
     assert RayJobs.at(rig.head.address).log("raced-1").count("Running entrypoint") == 1
 
