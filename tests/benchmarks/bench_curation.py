@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import above  # noqa: F401 -- for what tests share
 import numpy as np
 from support.points import stored, surface
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import above  # noqa: F401 -- for what tests share
 import yaml
 from faults.plan import Fault, Kind
 from faults.rig import unix

@@ -15,6 +15,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import above  # noqa: F401 -- for what tests share
 import yaml
 from support.projects import store_images, write_recipe
 from support.ray_head import RayHead, ray_head
