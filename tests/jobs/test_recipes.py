@@ -15,7 +15,7 @@ README_RECIPES = re.findall(
 
 def test_recipes__are_shipped() -> None:
     assert RECIPES
-    assert len(README_RECIPES) == 3
+    assert len(README_RECIPES) == 4
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -29,6 +29,11 @@ def test_recipes__load_and_say_command_hardware_cost_and_score(path: Path) -> No
 
 @pytest.mark.parametrize("block", README_RECIPES, ids=lambda block: block.split()[1])
 def test_readme__its_recipes_load(block: str, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
+    # A pipeline has the recipes of its stages beside it: here the README's own.
+    by_kind = {text.split()[1]: text for text in README_RECIPES}
+    beside = {"curate": "curate", "recipe": "pretrain", "judge-photos": "evaluate", "judge-drawings": "evaluate"}
+    for name, kind in beside.items():
+        (tmp_path / f"{name}.yaml").write_text(by_kind[kind], encoding="utf-8")
+    path = tmp_path / "written.yaml"
     path.write_text(block, encoding="utf-8")
-    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn", "best")
+    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn", "best", "whole")

@@ -347,6 +347,7 @@ def test_stream_samples__goes_on_when_rays_memory_is_smaller_than_what_it_reads_
     assert found == [share.positions(step) for step in range(100)]
 
 
+@through_ray
 def test_pause__is_called_in_every_turn_of_rays_executor(local_ray: None) -> None:
     """Ray's own hook, which a new version may drop: without it waiting costs a core (``executor_pause.py``)."""
     turns = []
