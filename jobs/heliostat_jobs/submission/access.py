@@ -15,7 +15,6 @@ from heliostat.errors import InsecureClusterError, InvalidValueError
 
 TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 -- the name of a variable
 _TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 -- the name of a variable
-MODE_VARIABLE = "RAY_AUTH_MODE"
 ADDRESS_VARIABLE = "HELIOSTAT_ADDRESS"
 _DEFAULT_PORT = 8265
 _DEFAULT_TOKEN = Path(".ray/auth_token")

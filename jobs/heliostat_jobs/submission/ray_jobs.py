@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import stamina
+
 from heliostat.config import secrets
 from heliostat.errors import ClusterDeniedError, ClusterUnreachableError, SubmissionRefusedError
 from heliostat.observe.redaction import redact
@@ -20,9 +22,16 @@ _STOP_WAIT_S = 60
 """Between the wish that a driver ends and its end by force: time for a last checkpoint."""
 _LOST_CHARS = 400
 _CONNECT_S, _ANSWER_S, _UPLOAD_S = 5.0, 30.0, 300.0
+_NO_AGENT = "No available agent"
+"""What Ray says for some seconds after its head has started."""
+_STARTING_S, _STARTING_WAIT_S = 60.0, 2.0
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 """Loggers that set their own level when they are imported."""
 _OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+class _StartingError(ClusterUnreachableError):
+    """A cluster that is about to be ready."""
 
 
 class RayJobs:
@@ -49,11 +58,9 @@ class RayJobs:
         url = access.cluster_url(address)
         token = access.token_file(os.environ, Path.home())
         access.check_access(url, token, is_insecure_wanted=is_insecure_wanted)
-        # Unset, Ray chooses for itself, and not everywhere alike.
-        os.environ[access.MODE_VARIABLE] = "token" if token else "disabled"
-        if token:
-            os.environ[access.TOKEN_PATH_VARIABLE] = str(token)
-        return cls(_client(url), url)
+        # Ray itself would decide once per process whether it sends a token, by the environment of then.
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token else None
+        return cls(_client(url, headers), url)
 
     @classmethod
     def here(cls, address: str) -> "RayJobs":
@@ -91,21 +98,31 @@ class RayJobs:
             SubmissionRefusedError: the cluster does not take it.
             ClusterUnreachableError, ClusterDeniedError: as above.
         """
-        with _translated(self.address):
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=request.submission_id,
-                    runtime_env=_runtime_env(request.secrets, package),
-                    metadata={_NONCE: request.nonce, "heliostat_root": root},
-                )
-            except RuntimeError as error:
-                if (found := self._info(request.submission_id)) is None:
-                    raise SubmissionRefusedError(
-                        f"{self.address} refuses job {request.submission_id}: {redact(str(error))[-_LOST_CHARS:]}",
-                        "See the dashboard's log on the cluster's head",
-                    ) from error
+        starting = stamina.retry_context(_StartingError, attempts=None, timeout=_STARTING_S, wait_max=_STARTING_WAIT_S)
+        for attempt in starting:
+            with attempt, _translated(self.address):
+                return self._submitted(request, package, entrypoint, root)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _submitted(self, request: Request, package: str, entrypoint: str, root: str) -> bool:
+        try:
+            self._client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=request.submission_id,
+                runtime_env=_runtime_env(request.secrets, package),
+                metadata={_NONCE: request.nonce, "heliostat_root": root},
+            )
+        except RuntimeError as error:
+            if (found := self._info(request.submission_id)) is not None:
                 return (found.metadata or {}).get(_NONCE) == request.nonce
+            if _NO_AGENT in str(error):
+                raise _StartingError(
+                    f"{self.address} has no agent yet that starts jobs", "Wait until its head has started"
+                ) from error
+            raise SubmissionRefusedError(
+                f"{self.address} refuses job {request.submission_id}: {redact(str(error))[-_LOST_CHARS:]}",
+                "See the dashboard's log on the cluster's head",
+            ) from error
         return True
 
     def stop(self, submission_id: str) -> None:
@@ -141,7 +158,7 @@ def package_on_cluster(name: str) -> str:
     return f"gcs://{name}"
 
 
-def _client(url: str | None) -> Any:
+def _client(url: str | None, headers: dict[str, str] | None = None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     for name in _TALKATIVE:
@@ -158,7 +175,7 @@ def _client(url: str | None) -> Any:
     overriding = {} if url is None else {name: os.environ.pop(name) for name in _OVERRIDING if name in os.environ}
     try:
         with _translated(url or "this cluster"):
-            return Client(url)
+            return Client(url, headers=headers)
     finally:
         os.environ.update(overriding)
 
