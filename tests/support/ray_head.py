@@ -43,6 +43,7 @@ class RayHead:
     cpus: int = 4
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
+    agent_port: int = field(default_factory=free_port)
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -69,6 +70,8 @@ class RayHead:
                 [
                     *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
                     *("--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1"),
+                    # Ray's own is the same for every Ray of a machine, and whoever comes second starts no jobs.
+                    f"--dashboard-agent-listen-port={self.agent_port}",
                     *(f"--dashboard-port={self.dashboard_port}", f"--num-cpus={self.cpus}", "--disable-usage-stats"),
                     *(f"--object-store-memory={_STORE_BYTES}", f"--temp-dir={self.folder / 'ray'}"),
                 ],
