@@ -102,7 +102,7 @@ def _tried(name: str, look: Callable[[], object]) -> Check:
 
 
 def _look_at(root: Store) -> None:
-    next(iter(root.list("datasets/")), None)
+    root.folders()
 
 
 def _check_name(resolved: ResolvedRecipe, root: Store) -> None:
@@ -139,6 +139,8 @@ def _check_run(root: Store, name: str) -> None:
 
 def reads(recipe: Recipe, root: Store) -> list[Transfer]:
     """What a job reads from its datasets; of those that do not exist yet the size is not known."""
+    if isinstance(recipe, PipelineRecipe):
+        return [each for stage in recipe.expanded for each in reads(recipe_of(stage.config or {}), root)]
     return [_reading(recipe, root, name) for name in sorted(datasets_of(recipe))]
 
 

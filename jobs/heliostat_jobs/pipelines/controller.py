@@ -93,9 +93,12 @@ class Controller:
             FencedError: another controller has taken over.
         """
         lease = self._log.acquire_lease(f"{socket.gethostname()} {self.request.submission_id}")
-        is_begun = False
+        is_begun, is_idle = False, False
         while True:
             try:
+                if is_idle:
+                    wait(self.look_s)
+                is_idle = True
                 state = self._state()
                 if not is_begun:
                     is_begun = self._begin(lease, state)
@@ -103,14 +106,11 @@ class Controller:
                     return state
                 elif (step := decide(state, self._look(state))) is not None:
                     self._do(lease, state, step)
-                    continue
-                else:
-                    wait(self.look_s)
+                    is_idle = False
             except KeyboardInterrupt:
                 self.is_cancelled = True
             except (ClusterUnreachableError, SubmissionRefusedError, StoreUnreachableError) as error:
                 _log.warning("%s; this is tried again", error)
-                wait(self.look_s)
 
     def _begin(self, lease: Lease, state: PipelineState) -> bool:
         """Settle what an earlier controller has left behind; whether all of it is.
@@ -127,7 +127,6 @@ class Controller:
                 self._append(lease, self._end(lease.attempt, state, name, seen))
                 return False
         if asked and not self.is_cancelled:
-            time.sleep(self.look_s)
             return False
         phases = {stage.phase for stage in state.stages.values()}
         if state.outcome in ("failed", "cancelled") or phases & {Phase.FAILED, Phase.CANCELLED}:

@@ -199,7 +199,9 @@ class JobHandle:
 
     def stages(self) -> list[StageView]:
         """The stages of a pipeline, as they are now; none of another job."""
-        recipe = self._recipe(records.newest(self.job.store))
+        return self._stages(self._recipe(records.newest(self.job.store)))
+
+    def _stages(self, recipe: Recipe | None) -> list[StageView]:
         if not isinstance(recipe, PipelineRecipe):
             return []
         return stage_views(recipe, PipelineLog(self.job.store).read(), time.time())
@@ -223,7 +225,7 @@ class JobHandle:
 
     def _progress(self, newest: Submission | None, *, is_alive: bool) -> str:
         recipe = self._recipe(newest)
-        if stages := self.stages():
+        if stages := self._stages(recipe):
             return f"{sum(stage.phase in DONE for stage in stages)}/{len(stages)} stages done"
         if not isinstance(recipe, PretrainRecipe):
             return ""

@@ -13,13 +13,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
 from heliostat import __version__
 from heliostat.config import relocked, secrets
-from heliostat.errors import CancelledError, HeliostatError
+from heliostat.errors import CancelledError, HeliostatError, SecretNotFoundError
 from heliostat.observe.logs import configure_logging
 from heliostat.observe.redaction import redact
 from heliostat.observe.segments import SegmentWriter, utc_now
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--submission", required=True, type=int)
     parser.add_argument("--package", required=True)
     chosen = parser.parse_args(arguments)
-    secrets.fill_environment()
+    with suppress(SecretNotFoundError):  # the store's may be among them; what is missing is told below
+        secrets.fill_environment()
     job = Job(open_store(chosen.root).patient(_PATIENCE_S), chosen.kind, chosen.name)
     began = Began(by=f"{socket.gethostname()} {os.getpid()}", version=__version__)
     if not records.write_began(job.store, chosen.submission, began):
@@ -68,6 +69,7 @@ def _carry_out(job: Job, number: int, package: str) -> JobEnd:
     """The job's work, from its request to what there is to say of its end."""
     with _stopped_on_demand(job, number) as stopper:
         try:
+            secrets.fill_environment()
             return _succeeded(job, _result(job, number, package))
         except BaseException as error:
             return _failed(error, stopper.is_asked)

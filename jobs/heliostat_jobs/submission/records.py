@@ -22,7 +22,7 @@ from heliostat_jobs.artifacts import Artifacts
 FOLDER = "submissions/"
 LOG = "log"
 _REQUEST, _BEGAN, _END, _CANCELLED = "request.json", "began.json", "end.json", "cancelled.json"
-_KEY = re.compile(rf"{FOLDER}(\d{{4}})/({_REQUEST}|{_END}|{_CANCELLED})")
+_NUMBER = re.compile(r"\d{4}")
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
@@ -106,17 +106,14 @@ def read_submissions(job: Store) -> list[Submission]:
     Raises:
         CorruptLockError: something is not what this version wrote.
     """
-    found: dict[int, set[str]] = {}
-    for info in job.list(FOLDER):
-        if match := _KEY.fullmatch(info.key):
-            found.setdefault(int(match[1]), set()).add(match[2])
-    return [_read(job, number, names) for number, names in sorted(found.items()) if _REQUEST in names]
+    found = (read_submission(job, number) for number in _numbers(job))
+    return [submission for submission in found if submission is not None]
 
 
 def newest(job: Store) -> Submission | None:
-    """The submission that counts; none if there is none."""
-    submissions = read_submissions(job)
-    return submissions[-1] if submissions else None
+    """The submission that counts; none if there is none. Older ones are not read."""
+    found = (read_submission(job, number) for number in reversed(_numbers(job)))
+    return next((submission for submission in found if submission is not None), None)
 
 
 def read_submission(job: Store, number: int) -> Submission | None:
@@ -125,9 +122,14 @@ def read_submission(job: Store, number: int) -> Submission | None:
     Raises:
         CorruptLockError: something is not what this version wrote.
     """
-    if not job.exists(_key(number, _REQUEST)):
+    request: Request | None = _parsed(job, _key(number, _REQUEST), Request)
+    if request is None:
         return None
-    return _read(job, number, {_REQUEST, _END, _CANCELLED})
+    return Submission(request, read_end(job, number), _parsed(job, _key(number, _CANCELLED), Cancelled))
+
+
+def _numbers(job: Store) -> list[int]:
+    return sorted(int(name) for name in job.folders(FOLDER) if _NUMBER.fullmatch(name))
 
 
 def write_request(job: Store, request: Request) -> bool:
@@ -185,14 +187,6 @@ def is_cancelled(job: Store, number: int) -> bool:
 def log_prefix(number: int) -> str:
     """Of the segments of what a submission's driver prints."""
     return f"{FOLDER}{number:04d}/{LOG}"
-
-
-def _read(job: Store, number: int, names: set[str]) -> Submission:
-    return Submission(
-        read_request(job, number),
-        read_end(job, number) if _END in names else None,
-        _parsed(job, _key(number, _CANCELLED), Cancelled) if _CANCELLED in names else None,
-    )
 
 
 def _key(number: int, name: str) -> str:
