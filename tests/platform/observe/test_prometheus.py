@@ -4,7 +4,6 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
-from importlib.util import find_spec
 
 import pytest
 
@@ -98,8 +97,6 @@ def test_ray_metrics__ray_takes_every_metric_and_exports_it(monkeypatch: pytest.
         metrics = RayMetrics("my-run")
         metrics.publish(LINE)  # Ray refuses tags and values that do not fit a metric
         metrics.publish(LINE)
-        if find_spec("prometheus_client") is None:
-            pytest.skip("exporting needs ray[default]")
         found = scraped(f"http://127.0.0.1:{port}/metrics")
     finally:
         ray.shutdown()
