@@ -1,6 +1,13 @@
-"""Imported first by benches that need what tests share: they are started as files, which see their own folder only."""
+"""Imported first by benches that need what tests share: they are started as files, which see their own folder only.
 
+Processes that they start, and workers of a Ray that they start, see both too.
+"""
+
+import os
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))
+_HERE = Path(__file__).parent
+
+sys.path.append(str(_HERE.parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])

@@ -16,7 +16,6 @@ Floor: a run without any preemption; ``floor_fraction`` is the padded time of it
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -86,9 +85,6 @@ def _recipe(
 def _driver(rig: SpotRig, kind: str, recipe: Path, pace_s: float, *flags: str) -> Iterator[LiveSpotRun]:
     notes, log = rig.folder / f"{recipe.stem}-notes", rig.folder / f"{recipe.stem}.log"
     notes.mkdir()
-    here = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
@@ -97,7 +93,6 @@ def _driver(rig: SpotRig, kind: str, recipe: Path, pace_s: float, *flags: str) -
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": here},
             start_new_session=True,
         )
     try:
