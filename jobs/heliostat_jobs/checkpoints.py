@@ -9,10 +9,9 @@ from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CheckpointEntry, CommitLog, live_checkpoints
 from heliostat.checkpoint.requests import answer, answered
 from heliostat.checkpoint.verify import check_shards, load_manifest
-from heliostat.errors import CorruptCheckpointError, NoCheckpointError, NotTrainingError, RunNotFoundError
+from heliostat.errors import CorruptCheckpointError, NoCheckpointError, NotTrainingError
 from heliostat.observe.redaction import redact
-from heliostat.storage import Store, open_store
-from heliostat.storage.layout import run_store
+from heliostat.storage import Store
 
 _LOOK_S = 0.5
 
@@ -71,22 +70,6 @@ class Verified:
     duration_s: float
     fault: str | None
     """The first one; None if every byte is as it was committed."""
-
-
-def find_run(root: str, name: str) -> Store:
-    """The store of an existing run.
-
-    Raises:
-        RunNotFoundError: no run of this name.
-    """
-    opened = open_store(root)
-    names = opened.folders("runs/")
-    if name in names:
-        return run_store(opened, name)
-    raise RunNotFoundError(
-        f"there is no run {name!r} under {opened.url}",
-        f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",
-    )
 
 
 def list_checkpoints(run: Store) -> list[Listed]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from heliostat.checkpoint.format import CheckpointManifest
-from heliostat.checkpoint.log import CommitLog, EndEntry, live_checkpoints
+from heliostat.checkpoint.log import CommitLog, has_ended, live_checkpoints
 from heliostat.config import load_recipe
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.config.pretrain import PretrainRecipe
@@ -209,7 +209,7 @@ def _is_held_out(data: bytes) -> bool:
 def _first_unfinished(root: Store) -> int:
     """An interrupted demo is resumed; a finished one is kept, and a new one gets the next number."""
     number = 1
-    while any(isinstance(entry, EndEntry) for entry in CommitLog(run_store(root, f"demo-{number}")).read()):
+    while has_ended(CommitLog(run_store(root, f"demo-{number}")).read()):
         number += 1
     return number
 

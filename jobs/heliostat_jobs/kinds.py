@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from heliostat.checkpoint.log import CommitLog, EndEntry
+from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.checkpoint.requests import ask
 from heliostat.config import ResolvedRecipe
 from heliostat.config.kinds import Recipe
@@ -94,7 +94,7 @@ def _is_done_pipeline(pipeline: Store) -> bool:
 
 
 def _is_ended_run(run: Store) -> bool:
-    return any(isinstance(entry, EndEntry) for entry in CommitLog(run).read())
+    return has_ended(CommitLog(run).read())
 
 
 def _checkpoints(job: "Job") -> Artifacts:

@@ -17,13 +17,13 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
 from heliostat.config.secrets import parse_references
 from heliostat.data.manifest import load_manifest
-from heliostat.errors import HeliostatError, RunNotFoundError
+from heliostat.errors import HeliostatError
 from heliostat.storage import Store, open_store
-from heliostat.storage.layout import LOCK_KEY, run_store
 from heliostat.training.planning.plan import STATE_BYTES_PER_PARAMETER
 from heliostat.training.planning.shapes import parameter_sizes
 from heliostat_jobs.kinds import job_of
 from heliostat_jobs.locks import datasets_of
+from heliostat_jobs.runs import existing_run
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import check_access, cluster_url, token_file
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -129,12 +129,7 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
     for name in sorted(datasets_of(recipe)):
         yield f"dataset {name}", partial(load_manifest, root, name)
     if isinstance(recipe, EvaluateRecipe | ExportRecipe):
-        yield f"run {recipe.run}", partial(_check_run, root, recipe.run)
-
-
-def _check_run(root: Store, name: str) -> None:
-    if not run_store(root, name).exists(LOCK_KEY):
-        raise RunNotFoundError(f"there is no run {name!r} under {root.url}", "Start it, or name another one")
+        yield f"run {recipe.run}", partial(existing_run, root, recipe.run)
 
 
 def reads(recipe: Recipe, root: Store) -> list[Transfer]:

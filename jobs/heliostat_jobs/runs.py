@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from heliostat.checkpoint.log import CommitLog, EndEntry
+from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.config import ResolvedRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import RunNotFoundError
 from heliostat.storage import Store, open_store
-from heliostat.storage.layout import run_store
+from heliostat.storage.layout import LOCK_KEY, run_store
 from heliostat_jobs.locks import find_or_create_lock, locked_recipe
 
 
@@ -39,8 +39,23 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     locked = find_or_create_lock(
         store, resolved, lambda: {"manifests": {name: load_manifest(root, name).sha256 for name in names}}
     )
-    finished = any(isinstance(entry, EndEntry) for entry in CommitLog(store).read())
-    return OpenedRun(root, store, locked["manifests"], finished)
+    return OpenedRun(root, store, locked["manifests"], has_ended(CommitLog(store).read()))
+
+
+def existing_run(root: Store, name: str) -> Store:
+    """The store of an existing run.
+
+    Raises:
+        RunNotFoundError: no run of this name.
+    """
+    store = run_store(root, name)
+    if store.exists(LOCK_KEY):
+        return store
+    names = root.folders("runs/")
+    raise RunNotFoundError(
+        f"there is no run {name!r} under {root.url}",
+        f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",
+    )
 
 
 def load_run(root: Store, name: str) -> PretrainRecipe:
@@ -49,12 +64,6 @@ def load_run(root: Store, name: str) -> PretrainRecipe:
     Raises:
         RunNotFoundError: no run of this name.
     """
-    recipe = locked_recipe(run_store(root, name))
-    if recipe is None:
-        names = root.folders("runs/")
-        raise RunNotFoundError(
-            f"there is no run {name!r} under {root.url}",
-            f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",
-        )
+    recipe = locked_recipe(existing_run(root, name))
     assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- only such runs are created
     return recipe.model_copy(update={"root": root.url})

@@ -68,6 +68,9 @@ JOB_ROWS: dict[str, JobRow] = {
     "driver_killed": row("client and driver of a job killed", scenarios.driver_killed),
     "head_killed": row("head of the cluster killed and started again", scenarios.head_killed),
     "controller_killed": row("controller of a pipeline killed", scenarios.controller_killed),
+    "controller_killed_everywhere": row(
+        "controller of a pipeline killed after every write", scenarios.controller_killed_everywhere
+    ),
     "two_clients": row("four clients submit one name at once", scenarios.two_clients),
     "failing_status": row("25 looks at a healthy job fail", scenarios.failing_status),
     "changed_config": row("another configuration under the same name", scenarios.changed_config),

@@ -1,4 +1,7 @@
-"""Where jobs are submitted to and broken: a ``ray start --head`` with token authentication, and a root with images."""
+"""Where jobs are submitted to and broken: a ``ray start --head`` with token authentication, and a root with images.
+
+The root is on a real S3 server, which clients, drivers and workers reach through the fault proxy.
+"""
 
 import os
 import time
@@ -8,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from support.fault_proxy import FaultProxy
 from support.processes import descends_from, titled
 from support.projects import store_images, write_recipe
 from support.ray_head import RayHead, ray_head
+from support.seaweedfs import BUCKET, s3_environment, s3_server
 from support.whole_runs import assert_run_equals_plain_training
 
 from heliostat.config import load_recipe
-from heliostat.storage.local import LocalStore
+from heliostat.storage import Store, open_store
 from heliostat_jobs import Client, JobHandle
 from heliostat_jobs.runs import open_run
 from heliostat_jobs.submission import records
@@ -30,7 +36,8 @@ class JobRig:
     """See the module."""
 
     head: RayHead
-    root: LocalStore
+    root: Store
+    wire: FaultProxy
     folder: Path
 
     def client(self) -> Client:
@@ -110,21 +117,19 @@ def has_done(handle: JobHandle, steps: int) -> bool:
 
 @contextmanager
 def job_rig(folder: Path) -> Iterator[JobRig]:
-    """A rig whose token the environment names while it is there."""
-    names = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
-    before = {name: os.environ.get(name) for name in names}
-    with ray_head() as head:
-        os.environ.update({"RAY_AUTH_TOKEN_PATH": str(head.token), "RAY_AUTH_MODE": "token"})
-        folder.mkdir(exist_ok=True)
-        root = LocalStore(folder / "root")
-        store_images(root)
-        rig = JobRig(head, root, folder)
-        open_run(load_recipe(rig.pretraining("empty", 1), [], {}))
-        try:
+    """A rig; the environment leads to its root, and to its token once there is one."""
+    folder.mkdir(exist_ok=True)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        s3_server(folder / "s3") as server,
+        FaultProxy(server).running() as wire,
+    ):
+        for name, value in s3_environment(wire.endpoint).items():
+            patch.setenv(name, value)
+        with ray_head() as head:
+            patch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token))
+            patch.setenv("RAY_AUTH_MODE", "token")
+            rig = JobRig(head, open_store(f"s3://{BUCKET}/jobs"), wire, folder)
+            store_images(rig.root)
+            open_run(load_recipe(rig.pretraining("empty", 1), [], {}))
             yield rig
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value

@@ -52,12 +52,13 @@ _LIST = "list-type=2"
 class Rule:
     """Harm ``times`` requests (None: all) that match, after ``skip`` of them passed.
 
-    ``contains`` is looked for in the unquoted request line and headers: part of a key, a query, a credential.
+    ``contains`` is looked for in the unquoted request line and headers: part of a key, a query, a credential; of
+    several, any will do.
     """
 
     kind: Kind
     method: str = ""
-    contains: str = ""
+    contains: str | tuple[str, ...] = ""
     skip: int = 0
     times: int | None = 1
     amount: float = 1
@@ -91,7 +92,8 @@ class Seen:
         return self.head.partition(" ")[0]
 
     def matches(self, wanted: Rule | Chances) -> bool:
-        return self.head.startswith(wanted.method) and wanted.contains in self.head
+        parts = (wanted.contains,) if isinstance(wanted.contains, str) else wanted.contains
+        return self.head.startswith(wanted.method) and any(part in self.head for part in parts)
 
 
 def weather(seed: int, share: float) -> Chances:

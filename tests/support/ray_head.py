@@ -95,6 +95,18 @@ class RayHead:
                 end_session(pid)
             self._process.wait()
 
+    def ask(self, path: str) -> str:
+        """What the dashboard answers to whoever has the token.
+
+        Raises:
+            OSError: it refuses, or says nothing.
+        """
+        headers = {"Authorization": f"Bearer {self.token.read_text()}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{self.address}{path}", headers=headers), timeout=30
+        ) as said:
+            return str(said.read().decode(errors="replace"))
+
     def _answers(self) -> bool:
         try:
             urllib.request.urlopen(f"{self.address}/api/version", timeout=2).close()

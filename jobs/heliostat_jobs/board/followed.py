@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from heliostat.checkpoint.log import CommitLog, EndEntry
+from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.observe.following import RunFollower
 from heliostat.observe.segments import Line
 from heliostat_jobs.kinds import Job
@@ -90,7 +90,7 @@ class Memory:
             if job.name in self._ended:
                 return True
             log = self._logs.setdefault(job.name, CommitLog(job.store))
-        if any(isinstance(entry, EndEntry) for entry in log.read()):
+        if has_ended(log.read()):
             with self._lock:
                 self._ended.add(job.name)
                 self._logs.pop(job.name, None)

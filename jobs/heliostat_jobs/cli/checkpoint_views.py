@@ -29,9 +29,11 @@ def list_(
     run: RunArgument, root: RootOption = "heliostat-root", json: JsonOption = False, debug: DebugOption = False
 ) -> None:
     """List the checkpoints that a run can go on from, oldest first."""
-    from heliostat_jobs.checkpoints import find_run, list_checkpoints
+    from heliostat.storage import open_store
+    from heliostat_jobs.checkpoints import list_checkpoints
+    from heliostat_jobs.runs import existing_run
 
-    listed = list_checkpoints(find_run(root, run))
+    listed = list_checkpoints(existing_run(open_store(root), run))
     if json:
         print_json({"run": run, "checkpoints": [asdict(each) for each in listed]})
     elif listed:
@@ -48,9 +50,11 @@ def show(
     debug: DebugOption = False,
 ) -> None:
     """Print what is in a checkpoint. Reads its manifest, no tensor."""
-    from heliostat_jobs.checkpoints import chosen, describe, find_run
+    from heliostat.storage import open_store
+    from heliostat_jobs.checkpoints import chosen, describe
+    from heliostat_jobs.runs import existing_run
 
-    store = find_run(root, run)
+    store = existing_run(open_store(root), run)
     described = describe(store, chosen(store, step))
     if json:
         print_json({"run": run, **asdict(described)})
@@ -70,12 +74,14 @@ def verify(
 ) -> None:
     """Read every byte of a checkpoint and compare it with its hash. Exit status 1 if one differs."""
     from heliostat.checkpoint.log import CommitLog, live_checkpoints
-    from heliostat_jobs.checkpoints import chosen, find_run
+    from heliostat.storage import open_store
+    from heliostat_jobs.checkpoints import chosen
     from heliostat_jobs.checkpoints import verify as run_verify
+    from heliostat_jobs.runs import existing_run
 
     if all_ and step is not None:
         raise CommandLineError("--all and --step exclude each other", "Give one of them")
-    store = find_run(root, run)
+    store = existing_run(open_store(root), run)
     newest = chosen(store, step)
     entries = live_checkpoints(CommitLog(store).read()) if all_ else (newest,)
     bar = Progress(
@@ -116,9 +122,11 @@ def save(
 ) -> None:
     """Ask a run that is training for a checkpoint at its next step."""
     from heliostat.checkpoint.requests import ask
-    from heliostat_jobs.checkpoints import find_run, wait_for_answer
+    from heliostat.storage import open_store
+    from heliostat_jobs.checkpoints import wait_for_answer
+    from heliostat_jobs.runs import existing_run
 
-    store = find_run(root, run)
+    store = existing_run(open_store(root), run)
     key = ask(store)
     entry = wait_for_answer(store, key, timeout_s) if wait else None
     if json:

@@ -63,6 +63,11 @@ def live_checkpoints(entries: Sequence[LogEntry]) -> tuple[CheckpointEntry, ...]
     return tuple(live.values())
 
 
+def has_ended(entries: Sequence[LogEntry]) -> bool:
+    """Whether the run has come to its end."""
+    return any(isinstance(entry, EndEntry) for entry in entries)
+
+
 class CommitLog(FencedLog[LogEntry]):
     """The log of the run whose store this is."""
 

@@ -8,7 +8,7 @@ import json
 import secrets
 from datetime import UTC, datetime
 
-from heliostat.checkpoint.log import CheckpointEntry, CommitLog, EndEntry, LeaseEntry
+from heliostat.checkpoint.log import CheckpointEntry, CommitLog, LeaseEntry, has_ended
 from heliostat.errors import NotTrainingError
 from heliostat.storage import Store
 
@@ -22,7 +22,7 @@ def ask(store: Store) -> str:
         NotTrainingError: The run is finished, or no attempt of it ever began.
     """
     entries = CommitLog(store).read()
-    if any(isinstance(entry, EndEntry) for entry in entries):
+    if has_ended(entries):
         raise NotTrainingError(f"the run {store.url} is finished", "Its last step has a checkpoint already")
     if not any(isinstance(entry, LeaseEntry) for entry in entries):
         raise NotTrainingError(f"no attempt of the run {store.url} has begun yet", "Start it, then ask again")
@@ -50,7 +50,7 @@ def answered(store: Store, key: str) -> CheckpointEntry | None:
     """
     if store.exists(key):
         # Read after the request: a run ends only after the commit of its last step, which answers what it has seen.
-        if any(isinstance(entry, EndEntry) for entry in CommitLog(store).read()):
+        if has_ended(CommitLog(store).read()):
             raise NotTrainingError(f"the run {store.url} finished meanwhile", "Its last step has a checkpoint")
         return None
     committed = [entry for entry in CommitLog(store).read() if isinstance(entry, CheckpointEntry)]

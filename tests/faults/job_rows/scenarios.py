@@ -18,6 +18,7 @@ from support.projects import command
 
 from heliostat.errors import ChangedConfigError
 from heliostat_jobs import Client
+from heliostat_jobs.pipelines.log import PipelineLog, StageStarted
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.client import JobState
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -114,6 +115,38 @@ def controller_killed(rig: JobRig) -> float:
     assert judged.request.inputs["train.last"] == made.end.artifacts["last"]
     assert judged.end.result["step"] == made.end.artifacts["last"]["step"]
     return recovered_s
+
+
+def controller_killed_everywhere(rig: JobRig) -> None:
+    """F25: each controller of a pipeline lives for one write of its own, and the next one goes on from there."""
+    client = rig.client()
+    own_writes = ("/pipelines/mortal/log/", "/submissions/0001/request.json")
+    handle = client.submit(rig.pipeline("mortal"))
+    lives = 0
+    while handle.status().state is not JobState.FINISHED:
+        lives += 1
+        before = rig.wire.faults["503"]
+        rig.wire.plan(Rule("503", "PUT", own_writes, skip=2, times=None))  # its lease and one more pass
+
+        def is_over(before: int = before) -> bool:
+            return rig.wire.faults["503"] > before or handle.status().state is JobState.FINISHED
+
+        wait_until(is_over, f"a second write of controller {lives}")
+        if rig.wire.faults["503"] > before:
+            os.kill(rig.driver("mortal"), signal.SIGKILL)
+            wait_until(lambda: handle.status().state is JobState.LOST, "the loss of the controller")
+            rig.wire.plan()
+            client.resume(handle)
+    rig.wire.plan()
+    stages = [f"mortal-{stage}" for stage in ("train", "judge", "export")]
+    # Of each stage its start, its request and its end, and the end of all.
+    assert lives >= 3 * len(stages) + 1, lives
+    for name in stages:
+        assert rig.submissions(name) == [f"{name}-1"]
+        assert rig.find(name).status().state is JobState.FINISHED
+        assert RayJobs.at(rig.head.address).log(f"{name}-1").count("Running entrypoint") == 1
+    started = [entry.stage for entry in PipelineLog(handle.job.store).read() if isinstance(entry, StageStarted)]
+    assert sorted(started) == ["export", "judge", "train"]
 
 
 def two_clients(rig: JobRig) -> None:

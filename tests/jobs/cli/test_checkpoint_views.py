@@ -14,6 +14,7 @@ from heliostat.checkpoint.format import StateSlice, checkpoint_folder
 from heliostat.checkpoint.log import CommitLog, EndEntry, Lease
 from heliostat.checkpoint.requests import answer, asked
 from heliostat.storage import Store, open_store
+from heliostat.storage.layout import LOCK_KEY
 from heliostat_jobs.cli import app
 
 SHARD = f"{checkpoint_folder(20, 1)}/rank-00001.safetensors"
@@ -40,6 +41,7 @@ def root(tmp_path: Path) -> str:
     """A run with checkpoints of steps 10 and 20."""
     folder = tmp_path / "root"
     store = open_store(str(folder / "runs" / "photos"))
+    store.create(LOCK_KEY, b"{}")
     log = CommitLog(store)
     lease = log.acquire_lease("test")
     for step in (10, 20):
@@ -72,7 +74,7 @@ def test_list__one_row_per_checkpoint(root: str, run: Store, capsys: pytest.Capt
 
 
 def test_list__of_a_run_without_checkpoints(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    CommitLog(open_store(f"{root}/runs/new")).acquire_lease("test")
+    open_store(f"{root}/runs/new").create(LOCK_KEY, b"{}")
     assert heliostat("list", "new", "--root", root) == 0
     assert "no checkpoint yet" in capsys.readouterr().out
     assert heliostat("show", "new", "--root", root) == 1

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.job_rig import PATIENCE_S, JobRig, job_rig
+from faults.job_rig import PATIENCE_S, JobRig, has_done, job_rig, wait_until
 from faults.job_rows import scenarios
 from support.projects import heliostat
+from support.seaweedfs import SECRET_KEY
 
 from heliostat.errors import ClusterDeniedError
 from heliostat_jobs.kinds import Job
@@ -17,6 +18,25 @@ from heliostat_jobs.submission.ray_jobs import RayJobs
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 CANARY = "canary-7b1d5e0c9f"
+PAGES = (
+    "/api/jobs/",
+    "/api/cluster_status",
+    "/api/component_activities",
+    "/api/v0/actors?detail=1",
+    "/api/v0/jobs?detail=1",
+    "/api/v0/logs?node_ip=127.0.0.1",
+    "/api/v0/nodes?detail=1",
+    "/api/v0/objects?detail=1",
+    "/api/v0/placement_groups?detail=1",
+    "/api/v0/runtime_envs?detail=1",
+    "/api/v0/tasks?detail=1",
+    "/api/v0/tasks/timeline",
+    "/api/v0/workers?detail=1",
+    "/events",
+    "/logical/actors",
+    "/nodes?view=summary",
+)
+"""Of the dashboard: what it tells of jobs, processes and nodes."""
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +90,20 @@ def test_secrets__planted_in_the_environment_and_behind_a_reference_appear_nowhe
 ) -> None:
     (tmp_path / "key").write_text(CANARY)
     monkeypatch.setenv("MY_SERVICE_TOKEN", CANARY)
-    path = rig.pretraining("secretive", 3)
+    path = rig.pretraining("secretive", 40)
     secret = f"WANDB_API_KEY=file:{tmp_path / 'key'}"
     handle = rig.client().submit(path, secrets=[secret])
+    wait_until(lambda: has_done(handle, 1), "the first steps")
+    answers = [rig.head.ask(page) for page in PAGES]  # while workers are there
     assert handle.wait(PATIENCE_S).state is JobState.FINISHED, list(handle.logs())[-5:]
-    jobs = RayJobs.at(rig.head.address)
-    assert CANARY not in str(jobs._client.list_jobs())
-    assert CANARY not in jobs.log("secretive-1")
-    everywhere = [
-        path for folder in (Path(rig.root.url), rig.head.folder) for path in folder.rglob("*") if path.is_file()
-    ]
-    assert any("secretive" in str(path) for path in everywhere)
-    assert [path for path in everywhere if CANARY.encode() in path.read_bytes()] == []
+    answers += [rig.head.ask(page) for page in PAGES]
+    answers.append(RayJobs.at(rig.head.address).log("secretive-1"))
+    assert sum("secretive" in answer for answer in answers) >= 4, "the answers are not about this job"
+    files = [path for path in rig.head.folder.rglob("*") if path.is_file()]
+    objects = [info.key for info in rig.root.list("")]
+    assert any("secretive" in str(path) for path in files)
+    assert any("secretive" in key for key in objects)
+    for planted in (CANARY.encode(), SECRET_KEY.encode()):
+        assert [answer for answer in answers if planted.decode() in answer] == []
+        assert [path for path in files if path.exists() and planted in path.read_bytes()] == []
+        assert [key for key in objects if planted in rig.root.get(key)] == []
