@@ -41,8 +41,8 @@ lint: install  ## ruff, mypy (strict) and import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## lint and all tests
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 format: install  ## put the code into shape
 	$(BIN)/ruff format .

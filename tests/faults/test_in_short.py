@@ -17,6 +17,7 @@ _STEPS, _LATE_STEP = 96, 40
 
 
 @pytest.mark.ray
+@pytest.mark.alone
 @pytest.mark.s3
 @pytest.mark.timeout(600)
 def test_run__outlives_its_storage_and_a_feeder_with_an_exact_ledger(

@@ -19,6 +19,7 @@ STEPS = 160
 
 
 @pytest.mark.ray
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_run__loses_a_worker_and_two_nodes_and_nothing_else(tmp_path: Path) -> None:
     with spot_rig(tmp_path, workers=3) as rig:

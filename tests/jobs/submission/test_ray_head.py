@@ -15,7 +15,7 @@ from heliostat_jobs.submission import records
 from heliostat_jobs.submission.client import JobState
 from heliostat_jobs.submission.ray_jobs import RayJobs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.timeout(600)]
 
 CANARY = "canary-7b1d5e0c9f"
 PAGES = (
