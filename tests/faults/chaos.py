@@ -50,6 +50,7 @@ SPOT_ROWS: dict[str, SpotRow] = {
     "worker_hang": processes.hang,
     "straggler": processes.straggler,
     "node_loss": nodes.loss,
+    "node_loss_at_start": nodes.loss_at_start,
     "all_nodes_lost": nodes.all_lost,
     "growth": nodes.growth,
     "flapping_node": nodes.flapping,

@@ -7,7 +7,7 @@ nothing of Ray Train; a group of workers is a ``Group`` to it.
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from heliostat.config.scaling import ScalingConfig
@@ -76,6 +76,8 @@ class Supervisor:
         self._furthest = 0
         """Steps that any attempt has done."""
         self._pace = Pace()
+        self._offered: frozenset[str] = frozenset()
+        """Nodes that workers were last started on, or could have been."""
         self._room_since: float | None = None
         """Since when there has been room for more workers than run."""
         self._waits_since: float | None = None
@@ -143,8 +145,8 @@ class Supervisor:
 
     def starting(self, workers: int) -> None:
         """Workers are being started."""
-        usable = self._nodes.nodes.keys() - self._nodes.avoided()
-        self._event(EventType.WORKERS_STARTING, workers=workers, nodes=sorted(usable))
+        self._offered = frozenset(self._nodes.nodes.keys() - self._nodes.avoided())
+        self._event(EventType.WORKERS_STARTING, workers=workers, nodes=sorted(self._offered))
 
     def started(self, group: Group) -> None:
         """Workers are there, and do not train yet."""
@@ -317,8 +319,15 @@ class Supervisor:
         return self._charge(classify(seen, group.hung if group else None))
 
     def not_started(self, detail: str, is_timeout: bool) -> bool:
-        """A group could not be started; whether to go on. Room that somebody else took is waited for."""
+        """A group could not be started; whether to go on.
+
+        Room that somebody else took is waited for. That a node went meanwhile is nobody's failure, and it is kept off
+        from now on: Ray may not know for long.
+        """
         self._group = None
+        self._ask_nodes(self._offered)
+        if gone := tuple(sorted(node for node in self._offered if self.is_gone(node))):
+            return self._charge(Interruption(Cause.NODE_LOST, nodes=gone, detail=detail))
         return self._charge(Interruption(Cause.START_FAILED, detail=detail), is_free=is_timeout)
 
     def _charge(self, found: Interruption, is_free: bool = False) -> bool:
@@ -356,15 +365,17 @@ class Supervisor:
 
     def probe_nodes(self) -> None:
         """Some workers have failed: find out which of their nodes are still there, sooner than Ray does."""
+        if self._group is not None:
+            self._ask_nodes(self._group.on_node)
+
+    def _ask_nodes(self, node_ids: Collection[str]) -> None:
         from ray.exceptions import RayError
 
-        if self._group is None:
-            return
         try:
-            self._look(self._group.on_node)
+            self._look({} if self._group is None else self._group.on_node)
         except RayError as error:  # then those that were there are asked
             _log.warning("a look at the cluster failed: %s", error)
-        self._nodes.probe(self._group.on_node)
+        self._nodes.probe(node_ids)
 
     def gave_up(self, error: HeliostatError) -> None:
         """An error of the supervisor's own ends the run."""

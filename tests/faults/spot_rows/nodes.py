@@ -12,7 +12,7 @@ from faults.spot_rig import SpotRig
 
 from heliostat.checkpoint.log import CommitLog, LeaseEntry
 from heliostat.errors import FencedError
-from heliostat.observe.events import EventType
+from heliostat.observe.events import EventType, read_events
 from heliostat.storage import Store
 
 _ABSENCE_S, _CUT_OFF_S = 30.0, 20.0
@@ -26,6 +26,32 @@ def loss(rig: SpotRig) -> list[Outcome]:
         run = live.finish()
     ok = run.causes() == ["node_lost"]
     return [each.checked(ok, run.causes()) for each in run.outcomes(live.done_at, rig.is_exact(run))]
+
+
+def loss_at_start(rig: SpotRig) -> list[Outcome]:
+    """F3 twice: the second node vanishes while workers are started because of the first; no failure is charged."""
+    with rig.run("loss-at-start", rig.steps, "scaling.max_failures=0") as live:
+        live.wait_for_step(60)
+        nodes = [live.node_of(rank) for rank in range(rig.workers)]
+        rig.cluster.kill_node(nodes[1])
+        live.wait_until(lambda: _starts(live.store) > 1, "the next start of workers")
+        began = time.time()
+        rig.cluster.kill_node(nodes[2])
+        run = live.finish()
+    rig.whole()
+    exact = rig.is_exact(run)
+    found = Outcome(
+        "a node vanishes while workers are started",
+        exact,
+        exact,
+        steps_lost=sum(run.lost_steps()),
+        recover_s=seconds_to_recover(run.step_ends, began),
+    )
+    return [found.checked(set(run.causes()) == {"node_lost"}, run.causes())]
+
+
+def _starts(store: Store) -> int:
+    return sum(1 for event in read_events(store) if event.type is EventType.WORKERS_STARTING)
 
 
 def all_lost(rig: SpotRig) -> list[Outcome]:

@@ -108,6 +108,28 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(tmp_path, monkeypatch)
 
 
+def test_not_started__for_a_node_that_went_meanwhile_charges_nobody_and_keeps_off_it(rig: Rig) -> None:
+    assert rig.supervisor.decide_start() is None  # it has to settle
+    for _ in range(4):
+        rig.supervisor.starting(2)
+        assert rig.supervisor.not_started("node b does not answer", is_timeout=False)
+        assert rig.supervisor.avoided_nodes() == {"b"}
+        rig.supervisor._nodes.suspects.clear()  # it answers again, and goes again
+    told = rig.told(EventType.INTERRUPTED)
+    assert {(each.fields["cause"], *each.fields["nodes"]) for each in told} == {(Cause.NODE_LOST, "b")}
+
+
+def test_not_started__with_all_nodes_there_is_tried_again_so_often(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heliostat.elastic.nodes.unreachable", lambda nodes: set())
+    rig.supervisor.decide_start()
+    found = []
+    for _ in range(2):
+        rig.supervisor.starting(2)
+        found.append(rig.supervisor.not_started("no such file", is_timeout=False))
+    assert found == [True, False]
+    assert {each.fields["cause"] for each in rig.told(EventType.INTERRUPTED)} == {Cause.START_FAILED}
+
+
 def test_interrupted__tells_the_steps_of_the_attempt_and_not_the_most_that_any_has_done(rig: Rig) -> None:
     rig.attempt(pulse(1, 60))
     rig.fail()
