@@ -308,15 +308,19 @@ def answers(calls: Sequence[Any]) -> list[Any]:
 
 
 def _gathered(pieces: Iterable[bytes | memoryview]) -> Iterable[NDArray[np.uint8]]:
-    """Pieces put together to chunks."""
-    buffer = bytearray()
+    """Pieces put together to chunks; each is good until the next one is asked for."""
+    buffer, filled = np.empty(CHUNK_BYTES, dtype=np.uint8), 0
     for piece in pieces:
-        buffer += piece
-        if len(buffer) >= CHUNK_BYTES:
-            yield np.frombuffer(bytes(buffer[:CHUNK_BYTES]), dtype=np.uint8)
-            del buffer[:CHUNK_BYTES]
-    if buffer:
-        yield np.frombuffer(bytes(buffer), dtype=np.uint8)
+        left = np.frombuffer(piece, dtype=np.uint8)
+        while len(left):
+            taken, left = left[: CHUNK_BYTES - filled], left[CHUNK_BYTES - filled :]
+            buffer[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            if filled == CHUNK_BYTES:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:filled]
 
 
 @dataclass(frozen=True, slots=True)
