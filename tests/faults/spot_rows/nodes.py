@@ -51,7 +51,7 @@ def loss_at_start(rig: SpotRig) -> list[Outcome]:
 
 
 def _starts(store: Store) -> int:
-    return sum(1 for event in read_events(store) if event.type is EventType.WORKERS_STARTING)
+    return sum(1 for event in read_events(store) if event.type == EventType.WORKERS_STARTING)
 
 
 def all_lost(rig: SpotRig) -> list[Outcome]:
