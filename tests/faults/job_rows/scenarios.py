@@ -18,6 +18,7 @@ from support.projects import command
 
 from heliostat.errors import ChangedConfigError
 from heliostat_jobs import Client
+from heliostat_jobs.kinds import Job
 from heliostat_jobs.pipelines.log import PipelineLog, StageStarted
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.client import JobState
@@ -96,7 +97,8 @@ def controller_killed(rig: JobRig) -> float:
     """F25: a pipeline's controller dies between the end of a stage and the start of the next one."""
     client = rig.client()
     handle = client.submit(rig.pipeline("whole"))
-    wait_until(lambda: any(stage.took_s is not None for stage in handle.stages()), "the first stage")
+    train = Job(rig.root, "pretrain", "whole-train").store
+    wait_until(lambda: records.has_begun(train, 1), "the first stage")
     os.kill(rig.driver("whole"), signal.SIGKILL)
     wait_until(lambda: handle.status().state is JobState.LOST, "the loss of the controller")
     wait_until(lambda: rig.find("whole-train").status().state is JobState.FINISHED, "the end of the first stage")

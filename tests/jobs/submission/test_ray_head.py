@@ -24,7 +24,6 @@ PAGES = (
     "/api/component_activities",
     "/api/v0/actors?detail=1",
     "/api/v0/jobs?detail=1",
-    "/api/v0/logs?node_ip=127.0.0.1",
     "/api/v0/nodes?detail=1",
     "/api/v0/objects?detail=1",
     "/api/v0/placement_groups?detail=1",

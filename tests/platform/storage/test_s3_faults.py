@@ -118,8 +118,11 @@ def test_store__repeats_what_was_harmed_and_counts_why(
         fault_proxy.plan(Rule(kind, times=2, amount=amount))
         assert action(s3_store)
     assert fault_proxy.faults == {kind: 2 * len(actions)}
-    assert sum(retried().values()) == 2 * len(actions)
-    assert retried().keys() <= causes
+    # What a short length leaves over may reach the next request of its connection, which is repeated then as well.
+    beside = {"ConnectionClosedError"} if kind == "short_length" else set()
+    repeated = Counter({cause: count for cause, count in retried().items() if cause not in beside})
+    assert repeated.total() == 2 * len(actions)
+    assert repeated.keys() <= causes
 
 
 def test_store__that_is_slow_for_longer_than_the_budget_counts_as_unreachable(
