@@ -10,4 +10,5 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 sys.path.append(str(_HERE.parent))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
+_before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []  # an empty entry would be any folder
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), *_before])

@@ -122,6 +122,7 @@ def test_store__repeats_what_was_harmed_and_counts_why(
     beside = {"ConnectionClosedError"} if kind == "short_length" else set()
     repeated = Counter({cause: count for cause, count in retried().items() if cause not in beside})
     assert repeated.total() == 2 * len(actions)
+    assert sum(retried().values()) - repeated.total() <= fault_proxy.faults[kind]
     assert repeated.keys() <= causes
 
 
