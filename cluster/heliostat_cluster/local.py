@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,7 +39,8 @@ def joined_ray(address: str) -> Iterator[None]:
         os.environ[name] = LOCAL_ENV[name]
     try:
         _connect(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterUnreachableError(
             f"no Ray cluster can be joined at {address} ({type(error).__name__})",
@@ -47,6 +50,15 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process' own handler: Ray's, which it installs over it, exits before what was done is saved."""
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(own) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
 
 
 def _connect(address: str) -> None:

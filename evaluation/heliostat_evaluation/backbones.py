@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.models.vit import Tokens, VisionTransformer
 from heliostat.models.weights.backbone import build
 from heliostat.models.weights.runs import read_teacher
@@ -40,13 +41,15 @@ def untrained_backbone(recipe: PretrainRecipe) -> VisionTransformer:
     return network.backbone.eval()
 
 
-def trained_teacher(run: Store, recipe: PretrainRecipe, step: int | None = None) -> TrainedTeacher:
-    """The teacher of a run's checkpoint, of the newest good one if no step is named; only its own bytes are read.
+def trained_teacher(
+    run: Store, recipe: TrainingRecipe, step: int | None = None, student: str | None = None
+) -> TrainedTeacher:
+    """The teacher of a run's checkpoint, or a student's average; of the newest good one if no step is named.
 
     Raises:
         NoCheckpointError: nothing was committed yet, or nothing of this step.
     """
-    weights, step = read_teacher(run, recipe, step)
+    weights, step = read_teacher(run, recipe, step, student)
     return TrainedTeacher(build(weights), step)
 
 

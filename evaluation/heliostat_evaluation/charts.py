@@ -48,9 +48,12 @@ def knn_bars(accuracies: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
     return figure
 
 
+LOSS_TERMS = ("dino", "ibot", "koleo")
+
+
 def loss_curves(
     curve: Sequence[StepMetrics],
-    terms: Sequence[str] = ("dino", "ibot", "koleo"),
+    terms: Sequence[str] = LOSS_TERMS,
     interrupted_at: Sequence[int] = (),
 ) -> Figure:
     """The total loss and its terms over the steps: measured values pale, their running mean strong.
@@ -69,7 +72,7 @@ def loss_curves(
             axes.set_axis_off()
             continue
         values = np.array([_number(line, names[index]) for line in curve])
-        colour = PALETTE[1 + index]
+        colour = PALETTE[(1 + index) % len(PALETTE)]
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
         axes.plot(steps, running_mean(values, len(values) // _SMOOTHING), color=colour, linewidth=1.8)
         for step in interrupted_at:

@@ -14,6 +14,8 @@ from heliostat_evaluation.charts import PALETTE, dress
 
 _BAR_IN = 0.34
 _TILE_IN = 0.95
+_FEWEST_COLUMNS = 8
+"""A figure is as wide as the page: in one of two columns pictures and titles would be huge."""
 
 
 def funnel(left: Sequence[tuple[str, int]]) -> Figure:
@@ -65,7 +67,7 @@ def picture_rows(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[s
         rows: Pictures (H, H, 3) of each row.
         titles: One per row, shown above it.
     """
-    columns = max(len(row) for row in rows)
+    columns = max(_FEWEST_COLUMNS, *(len(row) for row in rows))
     figure = Figure(figsize=(_TILE_IN * columns, (_TILE_IN + 0.22) * len(rows)), dpi=150)
     cells = figure.subplots(len(rows), columns, squeeze=False)
     figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.2 / len(rows), bottom=0.005, wspace=0.05, hspace=0.26)

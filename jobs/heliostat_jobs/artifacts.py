@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from heliostat.checkpoint.log import CommitLog, live_checkpoints
+from heliostat.checkpoint.log import CheckpointEntry, CommitLog, live_checkpoints
+from heliostat.checkpoint.verify import check_shards
 from heliostat.checkpoint.verify import load_manifest as load_checkpoint
 from heliostat.data.manifest import load_manifest
-from heliostat.errors import ArtifactChangedError, HeliostatError
+from heliostat.errors import ArtifactChangedError, HeliostatError, NoCheckpointError
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 
@@ -30,10 +31,33 @@ def checkpoint_artifacts(run: Store, name: str) -> Artifacts:
         return {}
     judged = [entry for entry in entries if _ACCURACY in entry.metrics]
     best = max(judged, key=lambda entry: (entry.metrics[_ACCURACY], entry.step), default=entries[-1])
-    return {
-        key: {"kind": CHECKPOINT, "name": name, "step": entry.step, "manifest_sha256": entry.manifest_sha256}
-        for key, entry in (("last", entries[-1]), ("best", best))
-    }
+    return {"last": _checkpoint(name, entries[-1]), "best": _checkpoint(name, best)}
+
+
+def checkpoint_artifact(run: Store, name: str, step: int | None) -> Artifact:
+    """One checkpoint of a run.
+
+    Args:
+        run: The run's own store.
+        name: Of the run.
+        step: Of the checkpoint; None is the newest.
+
+    Raises:
+        NoCheckpointError: there is none of this step, or none at all.
+        CorruptCheckpointError: parts of it are not there.
+    """
+    entries = live_checkpoints(CommitLog(run).read())
+    found = [entry for entry in entries if step in (None, entry.step)]
+    if not found:
+        steps = ", ".join(str(entry.step) for entry in entries) or "no step"
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise NoCheckpointError(f"run {name!r} has {wanted}", f"There are checkpoints of {steps}")
+    check_shards(run, load_checkpoint(run, found[-1]))
+    return _checkpoint(name, found[-1])
+
+
+def _checkpoint(name: str, entry: CheckpointEntry) -> Artifact:
+    return {"kind": CHECKPOINT, "name": name, "step": entry.step, "manifest_sha256": entry.manifest_sha256}
 
 
 def check_artifact(root: Store, artifact: Artifact, pinned: Mapping[str, str] | None = None) -> None:
@@ -59,8 +83,8 @@ def check_artifact(root: Store, artifact: Artifact, pinned: Mapping[str, str] | 
         step = f" of step {artifact['step']}" if "step" in artifact else ""
         raise ArtifactChangedError(
             f"the {artifact['kind']}{step} of {name} under {root.url} is {found[:16]}, not {str(wanted)[:16]} as when "
-            "the stage before made it",
-            "Restore it, or submit the pipeline under another name: that makes it again",
+            "it was handed on",
+            "Restore it, or begin again under another name: what follows from something else is another result",
         )
 
 

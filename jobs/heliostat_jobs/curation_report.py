@@ -108,7 +108,7 @@ def _duplicates(report: Report, fates: pa.Table, pictures: _Pictures) -> None:
         KeyNumber("images left out", f"{len(copies):,}"),
         KeyNumber("largest group", f"{1 + groups['id_count'][0].as_py():,}"),
     )
-    largest = groups.slice(0, _GROUPS).to_pylist()
+    largest = groups.filter(pc.greater(groups["id_count"], 1)).slice(0, _GROUPS).to_pylist()
     rows = [pictures.tiles([group["because_of"], *_copies_of(copies, group, _PER_GROUP - 1)]) for group in largest]
     titles = [f"{1 + group['id_count']:,} images; kept {group['because_of'].hex()[:12]}" for group in largest]
     _show(section, rows, titles, "The largest groups; the first picture of each stayed.")

@@ -38,9 +38,9 @@ from heliostat_jobs.demo_report import write_report
 from heliostat_jobs.evaluate import PIXELS, TRAINED, UNTRAINED, evaluate
 from heliostat_jobs.ingest import show_ingest
 from heliostat_jobs.photographs import pictured, write_tiles
-from heliostat_jobs.pretrain import cpus_needed, train_on_ray
 from heliostat_jobs.run_report import REPORT_KEY
 from heliostat_jobs.runs import OpenedRun, open_run
+from heliostat_jobs.train import cpus_needed, train_on_ray
 
 BUILT_IN = "photographs"
 _HOLDOUT_OF = 5

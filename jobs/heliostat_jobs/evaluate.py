@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heliostat.config.distill import recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.errors import TooFewSamplesError
@@ -95,13 +96,13 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
         TooFewSamplesError: the bank holds fewer images than the largest k.
     """
     root = open_store(recipe.root)
-    pretraining = load_run(root, recipe.run)
-    px = pretraining.augmentation.global_px
+    run = load_run(root, recipe.run)
+    network, px = recipe_of_network(run, recipe.student), run.augmentation.global_px
     bank = load_labelled(root, recipe.bank, px)
     queries = with_classes_of(bank, load_labelled(root, recipe.queries, px))
-    teacher = trained_teacher(run_store(root, recipe.run), pretraining, recipe.step)
+    teacher = trained_teacher(run_store(root, recipe.run), run, recipe.step, recipe.student)
     features: dict[str, Callable[[Tensor], Tensor]] = {
-        UNTRAINED: ClassToken(untrained_backbone(pretraining)),
+        UNTRAINED: ClassToken(untrained_backbone(network)),
         PIXELS: normalised_pixels,
         TRAINED: ClassToken(teacher.backbone),
     }

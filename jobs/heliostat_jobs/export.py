@@ -26,6 +26,8 @@ class ExportRequest:
     px: int | None = None
     dynamic_batch: bool = False
     overwrite: bool = False
+    student: str | None = None
+    """Of a distillation; None is its only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def export(request: ExportRequest) -> ExportResult:
         HeliostatError: what ``load_backbone`` and ``export_backbone`` raise.
     """
     source = resolve(request.source, request.root)
-    backbone = load_backbone(source, step=request.step)
+    backbone = load_backbone(source, step=request.step, student=request.student)
     written = export_backbone(
         backbone,
         request.format,

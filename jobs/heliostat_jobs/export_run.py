@@ -49,7 +49,14 @@ def export_run(resolved: ResolvedRecipe) -> ExportedRun:
         with tempfile.TemporaryDirectory(prefix="heliostat-export-") as folder:
             source, target = run_store(root, recipe.run).url, Path(folder)
             wanted = ExportRequest(
-                source, recipe.format, target, root.url, recipe.step, recipe.px, recipe.dynamic_batch
+                source,
+                recipe.format,
+                target,
+                root.url,
+                recipe.step,
+                recipe.px,
+                recipe.dynamic_batch,
+                student=recipe.student,
             )
             made = export(wanted).export
             for file in made.files:

@@ -5,6 +5,7 @@ A laptop has neither torch nor DeepSpeed: what carries a recipe out is imported 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -13,10 +14,11 @@ from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.checkpoint.requests import ask
 from heliostat.config import ResolvedRecipe
 from heliostat.config.kinds import Recipe
-from heliostat.errors import RunNotFoundError
+from heliostat.errors import HeliostatError, RunNotFoundError
 from heliostat.storage import Store
-from heliostat.storage.layout import CURATIONS, EVALUATIONS, EXPORTS, PIPELINES, RESULT_KEY, RUNS
+from heliostat.storage.layout import CURATIONS, EVALUATIONS, EXPORTS, LOCK_KEY, PIPELINES, RESULT_KEY, RUNS
 from heliostat_jobs.artifacts import Artifacts, checkpoint_artifacts, dataset_artifact
+from heliostat_jobs.submission import records
 from heliostat_jobs.submission.records import Request
 
 _SAVE_S = 40.0
@@ -55,10 +57,10 @@ class JobKind:
     save: Callable[[Store], None] = lambda job: None
 
 
-def _pretrain(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
-    from heliostat_jobs.pretrain import pretrain
+def _train(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
+    from heliostat_jobs.train import train
 
-    return pretrain(resolved, address=address)
+    return train(resolved, address=address)
 
 
 def _curate(resolved: ResolvedRecipe, address: str | None, request: Request | None) -> JobResult:
@@ -123,7 +125,8 @@ def _never(job: Store) -> bool:
 
 JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
     {
-        "pretrain": JobKind(RUNS, _is_ended_run, _pretrain, _checkpoints, _save_run),
+        "pretrain": JobKind(RUNS, _is_ended_run, _train, _checkpoints, _save_run),
+        "distill": JobKind(RUNS, _is_ended_run, _train, _checkpoints, _save_run),
         "curate": JobKind(CURATIONS, _has_result, _curate, _dataset),
         "export": JobKind(EXPORTS, _has_result, _export),
         "evaluate": JobKind(EVALUATIONS, _never, _evaluate),
@@ -162,7 +165,7 @@ def find_job(root: Store, name: str) -> Job:
     Raises:
         RunNotFoundError: there is none, or there are several of different kinds.
     """
-    found = [job for job in jobs_below(root) if job.name == name]
+    found = list(jobs_below(root, name))
     if len(found) == 1:
         return found[0]
     if found:
@@ -173,7 +176,26 @@ def find_job(root: Store, name: str) -> Job:
     )
 
 
-def jobs_below(root: Store) -> Iterator[Job]:
-    """All jobs that were submitted or run before."""
+def jobs_below(root: Store, only: str | None = None) -> Iterator[Job]:
+    """All jobs that were submitted or run before, or those of one name."""
+    kinds: dict[str, list[str]] = {}
     for kind, of_kind in JOB_KINDS.items():
-        yield from (Job(root, kind, name) for name in root.folders(of_kind.folder))
+        kinds.setdefault(of_kind.folder, []).append(kind)
+    for folder, found in kinds.items():
+        for name in root.folders(folder):
+            if only in (None, name):
+                own = None if len(found) == 1 else _kind_of(root.sub(f"{folder}{name}"))
+                yield Job(root, own if own in found else found[0], name)
+
+
+_KNOWN: dict[str, str] = {}
+"""Kinds of jobs in folders that several kinds share, by address: a job's never changes."""
+
+
+def _kind_of(job: Store) -> str | None:
+    """As its lock says, or its newest request; none where neither can be read: whoever looks closer is told."""
+    if job.url not in _KNOWN:
+        with suppress(HeliostatError, ValueError, KeyError, TypeError):
+            newest = None if job.exists(LOCK_KEY) else records.newest(job)
+            _KNOWN[job.url] = (json.loads(job.get(LOCK_KEY)) if newest is None else newest.request.config)["kind"]
+    return _KNOWN.get(job.url)

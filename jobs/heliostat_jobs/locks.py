@@ -10,10 +10,11 @@ from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError
 from heliostat.storage import Store
 from heliostat.storage.layout import LOCK_KEY
@@ -22,7 +23,7 @@ CONFIG_KEY = "config.yaml"
 
 
 def find_or_create_lock(
-    store: Store, resolved: ResolvedRecipe, pin: Callable[[], Mapping[str, Mapping[str, str]]]
+    store: Store, resolved: ResolvedRecipe, pin: Callable[[], Mapping[str, Mapping[str, Any]]]
 ) -> dict[str, Any]:
     """What a run or a curation was started with: what is so now if it is new, else what was so then.
 
@@ -78,6 +79,16 @@ def pinned_manifests(store: Store) -> dict[str, str] | None:
     return None if locked is None else locked["manifests"]
 
 
+def pinned_teacher(store: Store) -> dict[str, Any] | None:
+    """The checkpoint that a distillation was started with; none if it was never started.
+
+    Raises:
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    return None if locked is None else locked["teacher"]
+
+
 def _read(store: Store) -> dict[str, Any] | None:
     try:
         data = store.get(LOCK_KEY)
@@ -90,6 +101,8 @@ def _read(store: Store) -> dict[str, Any] | None:
         recipe = unlock(locked)
         if set(locked["manifests"]) != datasets_of(recipe):
             raise ValueError(locked["manifests"])
+        if isinstance(recipe, DistillRecipe) and locked["teacher"]["name"] != recipe.teacher.run:
+            raise ValueError(locked["teacher"])
         if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
             raise TypeError(locked["inputs"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -103,7 +116,7 @@ def _read(store: Store) -> dict[str, Any] | None:
 def datasets_of(recipe: Recipe) -> set[str]:
     """Names of the datasets that a recipe reads."""
     match recipe:
-        case PretrainRecipe():
+        case TrainingRecipe():
             return set(recipe.dataset.shares)
         case CurateRecipe():
             return set(recipe.datasets)

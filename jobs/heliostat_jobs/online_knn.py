@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from heliostat.config.evaluate import KnnConfig
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError, TooFewSamplesError, UnlabelledDatasetError
 from heliostat.models.vit import VisionTransformer
@@ -48,7 +48,7 @@ class OnlineKnn:
         return {METRIC: accuracies[self.neighbours].top1}
 
 
-def online_knn(recipe: PretrainRecipe, root: Store) -> OnlineKnn | None:
+def online_knn(recipe: TrainingRecipe, root: Store) -> OnlineKnn | None:
     """The probe that a recipe asks for, if it does.
 
     Raises: better now than after the first thousand steps

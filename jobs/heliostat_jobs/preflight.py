@@ -9,6 +9,7 @@ from typing import Any
 
 from heliostat.config import ResolvedRecipe
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.distill import DistillRecipe, recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
@@ -16,6 +17,7 @@ from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
 from heliostat.config.secrets import parse_references
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import HeliostatError
 from heliostat.storage import Store, open_store
@@ -23,7 +25,7 @@ from heliostat.training.planning.plan import STATE_BYTES_PER_PARAMETER
 from heliostat.training.planning.shapes import parameter_sizes
 from heliostat_jobs.kinds import job_of
 from heliostat_jobs.locks import datasets_of
-from heliostat_jobs.runs import existing_run
+from heliostat_jobs.runs import load_run, teacher_checkpoint
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import check_access, cluster_url, token_file
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -129,7 +131,13 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
     for name in sorted(datasets_of(recipe)):
         yield f"dataset {name}", partial(load_manifest, root, name)
     if isinstance(recipe, EvaluateRecipe | ExportRecipe):
-        yield f"run {recipe.run}", partial(existing_run, root, recipe.run)
+        yield f"run {recipe.run}", partial(_network_of, recipe, root)
+    if isinstance(recipe, DistillRecipe):
+        yield f"run {recipe.teacher.run}", partial(teacher_checkpoint, recipe, root)
+
+
+def _network_of(recipe: EvaluateRecipe | ExportRecipe, root: Store) -> object:
+    return recipe_of_network(load_run(root, recipe.run), recipe.student)
 
 
 def reads(recipe: Recipe, root: Store) -> list[Transfer]:
@@ -145,7 +153,7 @@ def _reading(recipe: Recipe, root: Store, name: str) -> Transfer:
     except HeliostatError:
         return Transfer("reads", f"datasets/{name}", "not there yet")
     times = 1.0
-    if isinstance(recipe, PretrainRecipe):
+    if isinstance(recipe, TrainingRecipe):
         shares = recipe.dataset.shares
         samples = recipe.training.steps * recipe.training.global_batch * shares[name] / sum(shares.values())
         times = samples / max(1, manifest.rows)
@@ -157,7 +165,9 @@ def writes(recipe: Recipe) -> list[Transfer]:
     """Where a job writes, below its root."""
     match recipe:
         case PretrainRecipe():
-            return _written_by_run(recipe)
+            return _written_by_run(recipe, [recipe])
+        case DistillRecipe():
+            return _written_by_run(recipe, [recipe.of_student(student) for student in recipe.students])
         case CurateRecipe():
             places = {
                 f"curations/{recipe.name}": "what became of each image, the report",
@@ -173,8 +183,8 @@ def writes(recipe: Recipe) -> list[Transfer]:
     return [Transfer("writes", place, what) for place, what in places.items()]
 
 
-def _written_by_run(recipe: PretrainRecipe) -> list[Transfer]:
-    one_bytes = STATE_BYTES_PER_PARAMETER * sum(parameter_sizes(recipe).values())
+def _written_by_run(recipe: TrainingRecipe, networks: Sequence[PretrainRecipe]) -> list[Transfer]:
+    one_bytes = STATE_BYTES_PER_PARAMETER * sum(sum(parameter_sizes(each).values()) for each in networks)
     config, steps = recipe.checkpoint, recipe.training.steps
     made = -(-steps // config.every_steps)
     kept = config.keep_last + (config.keep_best is not None)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from statistics import median
 
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.distill import DistillRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.observe.events import Event, read_events
 from heliostat.observe.goodput import ledger_of
 from heliostat.observe.interruptions import Interruption, interruptions
@@ -12,13 +13,13 @@ from heliostat.observe.report import KeyNumber, Report, Section
 from heliostat.observe.status import duration
 from heliostat.observe.timeline import timeline
 from heliostat.storage import Store
-from heliostat_evaluation.charts import loss_curves
+from heliostat_evaluation.charts import LOSS_TERMS, loss_curves
 from heliostat_evaluation.time_charts import run_timeline, time_bar
 
 REPORT_KEY = "reports/report.html"
 
 
-def write_run_report(store: Store, recipe: PretrainRecipe) -> None:
+def write_run_report(store: Store, recipe: TrainingRecipe) -> None:
     """Write ``reports/report.html`` of a run.
 
     Args:
@@ -28,12 +29,13 @@ def write_run_report(store: Store, recipe: PretrainRecipe) -> None:
     metrics, events = read_metrics(store), read_events(store)
     stops = interruptions(metrics, events)
     report = titled_report(recipe)
-    report_loss(report, metrics, stops)
+    students = [student.name for student in recipe.students] if isinstance(recipe, DistillRecipe) else []
+    report_loss(report, metrics, stops, students)
     report_time(report.section("Where the time went"), median_rate(metrics), metrics, events, stops)
     report.write(store, REPORT_KEY)
 
 
-def titled_report(recipe: PretrainRecipe) -> Report:
+def titled_report(recipe: TrainingRecipe) -> Report:
     """A report without sections."""
     return Report(
         f"Heliostat run {recipe.name}",
@@ -48,19 +50,24 @@ def median_rate(metrics: Sequence[StepMetrics]) -> float:
     return median(rates) if rates else 0.0
 
 
-def report_loss(report: Report, metrics: Sequence[StepMetrics], stops: Sequence[Interruption]) -> Section:
+def report_loss(
+    report: Report, metrics: Sequence[StepMetrics], stops: Sequence[Interruption], students: Sequence[str] = ()
+) -> Section:
     """Add the section about the loss.
 
     Args:
         report: To which it is added.
         metrics: All lines of the run.
         stops: Its interruptions.
+        students: Of a distillation.
     """
     section = report.section("Loss")
     marked = [stop.steps_done for stop in stops if stop.steps_done is not None]
     caption = "The optimised loss and its terms, step by step."
+    caption += " Means over the students, then the loss of each." if students else ""
     caption += " Thin lines: the run was interrupted there, and went on." if marked else ""
-    section.figure(loss_curves(merged_curve(metrics), interrupted_at=marked), caption, "loss curves")
+    terms = (*LOSS_TERMS, *(f"{name}.loss" for name in students))
+    section.figure(loss_curves(merged_curve(metrics), terms, interrupted_at=marked), caption, "loss curves")
     return section
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crop_plan import GLOBAL_CROPS, plan_crops
 from heliostat.data.crops import cut_crops, slot_crops
 from heliostat.data.decode import read_header

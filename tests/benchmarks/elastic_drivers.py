@@ -19,8 +19,8 @@ from heliostat.training.attempt import RunSpec
 from heliostat.training.trainer import _worker_env
 from heliostat_cluster.local import joined_ray
 from heliostat_cluster.simulated import WORKER_RESOURCE
-from heliostat_jobs.pretrain import train_on_ray
 from heliostat_jobs.runs import open_run
+from heliostat_jobs.train import train_on_ray
 
 
 def toggled_attempt(config: dict[str, Any], notes: str, pace_s: float, block_steps: int) -> None:

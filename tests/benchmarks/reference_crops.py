@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageStat
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crop_plan import GLOBAL_CROPS, Boxes, PhotometricPlan, plan_crops
 
 Pixels = NDArray[np.uint8]

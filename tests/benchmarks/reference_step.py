@@ -228,6 +228,7 @@ class ReferenceStep:
         return targets_MK
 
     def _losses(self, slot: SlotBatch, cls_targets_BK: Tensor, masked_targets_MK: Tensor) -> dict[str, Tensor]:
+        assert slot.masks is not None
         objective = self._recipe.objective
         images = len(slot.global_crops) // 2
         whole = self.student.backbone(slot.global_crops, slot.masks, slot.drops, 0)

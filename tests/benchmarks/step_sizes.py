@@ -131,6 +131,7 @@ def step_flops(size: Size, slot: SlotBatch) -> int:
     What stochastic depth skips is not counted; what an implementation saves or repeats beyond that changes nothing.
     """
     crops = (len(slot.global_crops), len(slot.local_crops))
+    assert slot.masks is not None
     masked = int(slot.masks.sum())
     kept = [crops] * (2 * size.depth)
     if slot.drops is not None:

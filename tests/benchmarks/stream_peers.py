@@ -29,7 +29,8 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from heliostat.config.pretrain import AugmentationConfig, PretrainRecipe
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crops import slot_crops
 from heliostat.data.samples import PinnedDataset, Samples, SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.slots import masks_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,7 +86,7 @@ def test_sizes__have_a_recipe_and_a_slot_on_the_device(name: str) -> None:
     size = replace(SIZES[name], images=2, prototypes=64)
     recipe = size.recipe("bf16")
     slot = prepared_slot(recipe, "meta")
-    tensors = [slot.global_crops, slot.local_crops, slot.masks]
+    tensors = [slot.global_crops, slot.local_crops, masks_of(slot)]
     assert slot.drops is not None
     tensors += [index for block in slot.drops for branch in block for index in branch]
     assert {tensor.device.type for tensor in tensors} == {"meta"}

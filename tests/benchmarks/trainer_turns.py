@@ -14,7 +14,7 @@ from typing import Any
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.objectives.networks import SlotBatch
-from heliostat.objectives.step import StepResult
+from heliostat.objectives.step_state import StepResult
 from heliostat.observe.logs import configure_logging
 from heliostat.training import attempt
 from heliostat.training.attempt import AttemptWorker, RayWorker, RunSpec, StepSource

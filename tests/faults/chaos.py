@@ -29,7 +29,7 @@ from faults.rows import (
     storage_outage,
 )
 from faults.spot_rig import SpotRig, spot_rig
-from faults.spot_rows import mixed, nodes, notices, processes, random_plan, steps
+from faults.spot_rows import distillation, mixed, nodes, notices, processes, random_plan, steps
 
 Row = Callable[[Rig], list[Outcome]]
 SpotRow = Callable[[SpotRig], list[Outcome]]
@@ -61,6 +61,7 @@ SPOT_ROWS: dict[str, SpotRow] = {
     "two_notices": notices.two_at_once,
     "poisoned_batch": steps.poisoned_batch,
     "full_disk": steps.full_disk,
+    "two_students": distillation.two_students,
     "mixed_zero_2": mixed.zero_2,
     "mixed_zero_3": mixed.zero_3,
     "random_spot": random_plan.inject,

@@ -97,10 +97,10 @@ def _held_up(step: int | None, notes: Path) -> Iterator[None]:
 
 def main() -> None:
     from heliostat.config import load_recipe
-    from heliostat.config.pretrain import PretrainRecipe
+    from heliostat.config.training import TrainingRecipe
     from heliostat_cluster.local import joined_ray
-    from heliostat_jobs.pretrain import train_on_ray
     from heliostat_jobs.runs import open_run
+    from heliostat_jobs.train import train_on_ray
 
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     chosen = parser.parse_args()
     resolved = load_recipe(chosen.recipe, chosen.set, os.environ)
-    assert isinstance(resolved.recipe, PretrainRecipe)
+    assert isinstance(resolved.recipe, TrainingRecipe)
     attempt = partial(
         paced_attempt,
         notes=chosen.notes,

@@ -23,7 +23,6 @@ from support.processes import end_session, is_running, segments, segments_used, 
 from support.projects import write_recipe
 from support.small_datasets import store_dataset
 from support.whole_runs import assert_run_equals_plain_training
-from support.worlds import tiny_recipe
 
 from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
@@ -38,8 +37,7 @@ IMAGES, GROUP_ROWS = 1024, 32
 GLOBAL_BATCH, SLOT_BATCH = 12, 2
 """Six slots: 1, 2 and 3 workers take 6, 3 and 2 rounds."""
 DATASET = "tiny"
-_WIDTH = tiny_recipe().model.embed_dim
-_TOLERANCE = 1e-5
+TOLERANCE = 1e-5
 _DEADLINE_S = 300.0
 _LEFT_S = 20.0
 _OF_RAY = frozenset({"_AutoscalingCoordinatorActor", "_UsageCollectionActor", "_StatsActor"})
@@ -201,6 +199,7 @@ class SpotRig:
         pace_s: float = 0.4,
         poison: int | None = None,
         hold_commit: int | None = None,
+        recipe: Path | None = None,
     ) -> Iterator[LiveSpotRun]:
         """A run of its own name; nothing of it is left afterwards, whatever happens.
 
@@ -211,10 +210,11 @@ class SpotRig:
             pace_s: A step takes no less.
             poison: A step whose images are not finite.
             hold_commit: From the checkpoint of this step on the first attempt is held up when it is about to commit.
+            recipe: Another one than the usual, of as many steps.
         """
         notes, log = self.folder / f"{name}-notes", self.folder / f"{name}.log"
         notes.mkdir()
-        recipe = write_recipe(
+        written = recipe or write_recipe(
             self.folder / f"{name}.yaml",
             self.root.url,
             steps=steps,
@@ -233,7 +233,7 @@ class SpotRig:
         chosen = [flag for setting in wanted for flag in ("--set", setting)]
         harm = {"--poison": poison, "--hold-commit": hold_commit}
         harmed = [word for flag, step in harm.items() if step is not None for word in (flag, str(step))]
-        arguments = [self.cluster.address, str(recipe), str(notes), "--pace", str(pace_s), *harmed, *chosen]
+        arguments = [self.cluster.address, str(written), str(notes), "--pace", str(pace_s), *harmed, *chosen]
         tests = str(Path(__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
         with log.open("wb") as output:
@@ -270,11 +270,11 @@ class SpotRig:
         if steps is not None:
             return self._equals_plain(run)
         same_ids = run.manifest.digest_of_ids == self.undisturbed.manifest.digest_of_ids
-        return same_ids and self.distance(run) <= _TOLERANCE
+        return same_ids and self.distance(run) <= TOLERANCE
 
     def distance(self, run: SpotRun) -> float:
         """Of a run's parameters from the truth, relative."""
-        return run.distance(self.undisturbed, _WIDTH)
+        return run.distance(self.undisturbed)
 
     def _equals_plain(self, run: SpotRun) -> bool:
         try:

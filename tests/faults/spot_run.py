@@ -82,8 +82,8 @@ class SpotRun:
         reader = CheckpointReader(self.store, self.manifest)
         return {name: reader.read_full(*name.split("|")) for name in self.manifest.tensors}
 
-    def distance(self, other: "SpotRun", width: int) -> float:
-        """The largest relative L2 distance of a tensor of teacher and student.
+    def distance(self, other: "SpotRun") -> float:
+        """The largest relative L2 distance of a tensor of teachers and students.
 
         Without the key third of qkv biases: its true gradient is zero, so that Adam follows rounding alone.
         """
@@ -94,6 +94,7 @@ class SpotRun:
                 continue
             a, b = tensor, theirs[name]
             if name.endswith("qkv.bias"):
+                width = len(a) // 3
                 a, b = (torch.cat([each[:width], each[2 * width :]]) for each in (a, b))
             worst = max(worst, float((a - b).norm() / b.norm().clamp_min(1e-12)))
         return worst

@@ -16,9 +16,9 @@ def det(shape: Sequence[int], seed: int) -> Tensor:
     return torch.sin(0.7391 * index + 1.3 * seed).float().reshape(tuple(shape))
 
 
-def det_parameters(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """A state dict; the seed of a parameter is its place in ``shapes``."""
-    return {name: _parameter(name, det(shape, seed)) for seed, (name, shape) in enumerate(shapes.items())}
+def det_parameters(shapes: Mapping[str, Sequence[int]], base: int = 0) -> dict[str, Tensor]:
+    """A state dict; the seed of a parameter is ``base`` and its place in ``shapes``."""
+    return {name: _parameter(name, det(shape, base + place)) for place, (name, shape) in enumerate(shapes.items())}
 
 
 def _parameter(name: str, values: Tensor) -> Tensor:

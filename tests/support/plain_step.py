@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from support.slots import masks_of
 from torch import Tensor
 
 from heliostat.objectives import SlotBatch, StepValues
@@ -84,7 +85,7 @@ class PlainRun:
         for slot in slots:
             cls_BD, patches_BND = backbone(self.teacher, slot.global_crops, self.settings.heads)
             cls_logits.append(head(self.teacher, "dino_head", cls_BD))
-            masked_logits.append(head(self.teacher, patch_head(self.teacher), patches_BND[slot.masks]))
+            masked_logits.append(head(self.teacher, patch_head(self.teacher), patches_BND[masks_of(slot)]))
         cls = self._distributions("dino", cls_logits, temperature)
         masked = self._distributions("ibot", masked_logits, temperature)
         return list(zip(cls, masked, strict=True))
@@ -104,7 +105,7 @@ class PlainRun:
 
     def _losses(self, weights: Weights, slot: SlotBatch, cls_p: Tensor, masked_p: Tensor) -> dict[str, Tensor]:
         heads = self.settings.heads
-        whole, patches_BND = backbone(weights, slot.global_crops, heads, slot.masks, keeps(slot, 0))
+        whole, patches_BND = backbone(weights, slot.global_crops, heads, masks_of(slot), keeps(slot, 0))
         local, _ = backbone(weights, slot.local_crops, heads, None, keeps(slot, 1))
         images = len(whole) // 2
         first_p, second_p = cls_p.split(images)
@@ -117,11 +118,11 @@ class PlainRun:
         )
         of_local = of_local / pairs
         ibot = torch.zeros((), dtype=whole.dtype)
-        rows = masked_p.split(slot.masks.sum(1).tolist())
+        rows = masked_p.split(masks_of(slot).sum(1).tolist())
         for crop, p in enumerate(rows):
             if len(p):
-                logits = head(weights, patch_head(weights), patches_BND[crop][slot.masks[crop]])
-                ibot = ibot + entropy(p, logits).mean() / len(slot.masks)
+                logits = head(weights, patch_head(weights), patches_BND[crop][masks_of(slot)[crop]])
+                ibot = ibot + entropy(p, logits).mean() / len(masks_of(slot))
         koleo = sum((self._koleo(crop) for crop in whole.split(images)), start=torch.zeros(()))
         return {
             "dino_global": of_global,

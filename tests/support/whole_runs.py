@@ -44,6 +44,7 @@ def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.
 def assert_run_equals_plain_training(root: Store, name: str) -> None:
     """Final teacher, loss curve and ledger of a finished run."""
     recipe, run = load_run(root, name), run_store(root, name)
+    assert isinstance(recipe, PretrainRecipe)
     teacher, losses, digest = train_plainly(root, recipe)
     choice = newest_good(run, CommitLog(run).read(), verify_bytes=True)
     assert choice is not None

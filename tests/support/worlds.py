@@ -18,16 +18,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from support.slots import masks_of
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.order import SampleOrder
 from heliostat.data.samples import Samples, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives.engine import MASTER, MOMENTS, Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step_state import StepState
 from heliostat.training.feed import StepInput, prepare_slot, slot_batch
 from heliostat.training.state import owned_slices
 
@@ -98,7 +101,7 @@ def samples_at(positions: list[int]) -> Samples:
     return Samples(positions, [hashlib.sha256(data).hexdigest() for data in images], images)
 
 
-def prepare_step(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int, samples: Samples) -> StepInput:
+def prepare_step(recipe: TrainingRecipe, plan: SlotPlan, rank: int, step: int, samples: Samples) -> StepInput:
     """A worker's samples of a step, split into its slots."""
     size = recipe.training.slot_batch
     slots = [
@@ -108,7 +111,7 @@ def prepare_step(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int, s
     return StepInput(step, slots)
 
 
-def step_input(recipe: PretrainRecipe, plan: SlotPlan, rank: int, step: int) -> StepInput:
+def step_input(recipe: TrainingRecipe, plan: SlotPlan, rank: int, step: int) -> StepInput:
     """What a worker is fed at a step."""
     share = WorkerShare(plan, rank, recipe.training.slot_batch)
     return prepare_step(recipe, plan, rank, step, samples_at(share.positions(step)))
@@ -139,7 +142,7 @@ def slot_digests(step: StepInput, plan: SlotPlan, rank: int) -> dict[tuple[int, 
         (step.step, slot): {
             "ids": ",".join(item.ids),
             "crops": sha(item.crops.global_crops, item.crops.local_crops),
-            "masks": sha(item.masks.numpy()),
+            "masks": sha(masks_of(item).numpy()),
             "drops": sha(*[index.numpy() for block in item.drops or [] for branch in block for index in branch]),
         }
         for slot, item in zip(plan.slots_of(rank), step.slots, strict=True)
@@ -159,7 +162,7 @@ def train(recipe: PretrainRecipe, engine: Any, steps: range, teacher: Network, t
     return trace
 
 
-def note_state(trace: Trace, training: TrainingStep, engine: Engine) -> None:
+def note_state(trace: Trace, training: StepState, engine: Engine) -> None:
     """Put the whole state of a training into a trace, wherever workers have its parts; all workers call it."""
     state = whole_state(training, engine)
     trace.student = {name.split("|")[1]: values for name, values in state.items() if name.startswith(f"{MASTER}|")}
@@ -167,12 +170,9 @@ def note_state(trace: Trace, training: TrainingStep, engine: Engine) -> None:
     trace.teacher = {name: values for name, values in state.items() if not name.startswith((MASTER, *MOMENTS))}
 
 
-def whole_state(training: TrainingStep, engine: Engine) -> dict[str, Tensor]:
+def whole_state(training: StepState, engine: Engine) -> dict[str, Tensor]:
     """All tensors of a training's state, flat, by ``kind|name``, put together from all workers' shares."""
-    mine = [
-        (each.tensor, each.offset, each.values.detach().clone())
-        for each in owned_slices(training, engine.rank, engine.world_size)
-    ]
+    mine = [(each.tensor, each.offset, each.values.detach().clone()) for each in owned_slices(training)]
     shares: list[Any] = [mine]
     if engine.world_size > 1:
         shares = [None] * engine.world_size

@@ -9,7 +9,8 @@ from typing import Any
 from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.observe.following import RunFollower
 from heliostat.observe.segments import Line
-from heliostat_jobs.kinds import Job
+from heliostat.storage.layout import RUNS
+from heliostat_jobs.kinds import JOB_KINDS, Job
 
 _POINTS = 400
 """Of a curve: more are halved."""
@@ -84,7 +85,7 @@ class Memory:
 
     def is_finished(self, job: Job) -> bool:
         """Whether what a job is to make is there; a run that has ended is not asked again."""
-        if job.kind != "pretrain":
+        if JOB_KINDS[job.kind].folder != RUNS:
             return job.is_finished
         with self._lock:
             if job.name in self._ended:

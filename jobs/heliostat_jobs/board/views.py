@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from heliostat.config.pipeline import PipelineRecipe
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import unlock
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import HeliostatError
 from heliostat.observe.following import RunFollower
@@ -84,7 +84,7 @@ def job_details(job: Job, memory: Memory) -> dict[str, Any]:
         "datasets": sorted(datasets_of(recipe)) if recipe is not None else [],
     }
     match recipe:
-        case PretrainRecipe():
+        case TrainingRecipe():
             found |= run_details(memory.run(job, lambda: RunFollower(job.store, recipe.training.steps)), recipe)
         case PipelineRecipe():
             found |= pipeline_details(job, recipe)
@@ -101,7 +101,7 @@ def _result(store: Store) -> dict[str, Any]:
     return result
 
 
-def run_details(followed: FollowedRun, recipe: PretrainRecipe) -> dict[str, Any]:
+def run_details(followed: FollowedRun, recipe: TrainingRecipe) -> dict[str, Any]:
     """Progress, curves, where the time went, who worked and what interrupted them."""
     with followed.lock:
         followed.look()

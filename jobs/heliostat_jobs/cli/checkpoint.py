@@ -41,6 +41,9 @@ def export(
     step: Annotated[
         int | None, typer.Option("--step", help="Of a run's checkpoint; without it, the newest.", min=0)
     ] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", help="Of a distillation; without it, its only one.", show_default=False)
+    ] = None,
     root: Annotated[str, typer.Option("--root", help="Folder or s3://bucket/prefix of the runs.")] = "heliostat-root",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier export.", show_default=False)] = False,
     json: JsonOption = False,
@@ -51,7 +54,7 @@ def export(
     from heliostat_jobs.export import ExportRequest
     from heliostat_jobs.export import export as run_export
 
-    result = run_export(ExportRequest(source, format_, output, root, step, px, dynamic_batch, force))
+    result = run_export(ExportRequest(source, format_, output, root, step, px, dynamic_batch, force, student))
     if json:
         print_json(result.to_json())
     else:

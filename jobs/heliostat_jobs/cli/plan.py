@@ -1,7 +1,7 @@
 """``heliostat plan RECIPE``: what a job needs, costs, reads and writes, and what would stop it; starts nothing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,10 +9,12 @@ import typer
 from rich.table import Table
 
 from heliostat.config import ResolvedRecipe, load_recipe, lock
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import HeliostatError
 from heliostat.observe.status import duration
 from heliostat.storage import open_store
@@ -30,6 +32,7 @@ from heliostat_jobs.cli.options import (
 )
 from heliostat_jobs.cli.output import print_json, print_table
 from heliostat_jobs.preflight import Check, Transfer, checks, reads, writes
+from heliostat_jobs.runs import load_pretraining
 
 _GIB = 2**30
 _DAY_S = 86400
@@ -68,11 +71,11 @@ def plan(
     """
     resolved = load_recipe(recipe, set_ or [], os.environ)
     machine = Machine(gpu, gpu_memory_gib, mfu, price)
-    plans = [plan_run(each, gpus, machine) for each in _pretrainings(resolved.recipe)]
+    plans = [plan_run(each, gpus, machine, teacher) for each, teacher in _trainings(resolved.recipe)]
     looked = checks(resolved, address=address, insecure=insecure, secrets=secret or ())
     read, written = _transfers(resolved.recipe)
     if json:
-        numbers = plans[0].to_json() if isinstance(resolved.recipe, PretrainRecipe) else {}
+        numbers = plans[0].to_json() if plans and isinstance(resolved.recipe, TrainingRecipe) else {}
         stages = [each.to_json() for each in plans] if isinstance(resolved.recipe, PipelineRecipe) else []
         print_json({**numbers, "stages": stages, **_to_json(resolved, looked, read, written)})
     else:
@@ -81,10 +84,27 @@ def plan(
         _print(resolved.recipe.root, plans, looked, (*read, *written))
 
 
-def _pretrainings(recipe: Recipe) -> list[PretrainRecipe]:
-    """The recipe itself, or those of a pipeline's stages."""
+def _trainings(recipe: Recipe) -> Iterator[tuple[TrainingRecipe, PretrainRecipe | None]]:
+    """The recipe itself, or those of a pipeline's stages; of a distillation with the recipe of its teacher.
+
+    Where nobody knows that yet there is nothing to plan with; one of the checks says so.
+    """
     found = [recipe_of(stage.config or {}) for stage in recipe.expanded] if isinstance(recipe, PipelineRecipe) else []
-    return [each for each in found or [recipe] if isinstance(each, PretrainRecipe)]
+    stages = {each.name: each for each in found if isinstance(each, PretrainRecipe)}
+    for each in found or [recipe]:
+        if isinstance(each, DistillRecipe):
+            teacher = stages.get(each.teacher.run) or _stored(recipe.root, each.teacher.run)
+            if teacher is not None:
+                yield each, teacher
+        elif isinstance(each, PretrainRecipe):
+            yield each, None
+
+
+def _stored(root: str, run: str) -> PretrainRecipe | None:
+    try:
+        return load_pretraining(open_store(root), run)
+    except HeliostatError:
+        return None
 
 
 def _transfers(recipe: Recipe) -> tuple[list[Transfer], list[Transfer]]:
@@ -161,13 +181,20 @@ def _row(line: WorkersPlan) -> list[str]:
     ]
 
 
+def _parameters(plan: Plan) -> str:
+    count = f"{plan.student_parameters:,} parameters ({plan.backbone_parameters:,} of the backbone"
+    if not plan.flops_by_network:
+        return f"{count}), student and teacher alike"
+    parts = [f"{name} {each / plan.flops_per_image:.0%}" for name, each in plan.flops_by_network.items()]
+    return f"{count}s) in {len(parts) - 1} students, each with an average alike; of the operations {', '.join(parts)}"
+
+
 def _notes(plan: Plan) -> list[str]:
     machine = plan.machine
     host = plan.by_workers[0].memory.host_bytes + plan.by_workers[0].snapshot_bytes
     return [
         "",
-        f"{plan.run}: {plan.student_parameters:,} parameters ({plan.backbone_parameters:,} of the backbone), student "
-        f"and teacher alike; {plan.slots} slots of {plan.global_batch // plan.slots} images, ZeRO stage "
+        f"{plan.run}: {_parameters(plan)}; {plan.slots} slots of {plan.global_batch // plan.slots} images, ZeRO stage "
         f"{plan.zero_stage}, {plan.precision}, activation checkpointing {plan.activation_checkpointing}",
         f"time: {plan.flops_per_image / 1e12:.3g} TFLOP per image on {machine.gpu} at an MFU of {machine.mfu:.0%}, "
         "communication hidden behind it",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from heliostat.config import ResolvedRecipe, load_recipe
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import CommandLineError
 from heliostat_jobs.cli.options import DebugOption, JsonOption, RecipeArgument, SetOption
 from heliostat_jobs.cli.output import print_json
@@ -38,9 +38,9 @@ def run(
     if single_process:
         if address is not None:
             raise CommandLineError("--single-process and --address exclude each other", "Leave one of them out")
-        if not isinstance(resolved.recipe, PretrainRecipe):
-            raise CommandLineError("--single-process is for recipes of kind pretrain", "Leave it out")
-        result = _pretrain_alone(resolved)
+        if not isinstance(resolved.recipe, TrainingRecipe):
+            raise CommandLineError("--single-process is for recipes of kind pretrain or distill", "Leave it out")
+        result = _train_alone(resolved)
     else:
         result = JOB_KINDS[resolved.recipe.kind].carry_out(resolved, address, None)
     if json:
@@ -49,7 +49,7 @@ def run(
     typer.echo("\n".join(result.summary()))
 
 
-def _pretrain_alone(resolved: ResolvedRecipe) -> JobResult:
-    from heliostat_jobs.pretrain import pretrain
+def _train_alone(resolved: ResolvedRecipe) -> JobResult:
+    from heliostat_jobs.train import train
 
-    return pretrain(resolved, single_process=True)
+    return train(resolved, single_process=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
@@ -18,8 +19,9 @@ from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat_jobs.artifacts import Artifacts, check_artifact, checkpoint_artifacts
 from heliostat_jobs.kinds import Job, job_of
-from heliostat_jobs.locks import datasets_of, pinned_manifests
+from heliostat_jobs.locks import datasets_of, pinned_manifests, pinned_teacher
 from heliostat_jobs.pipelines.state import StageSpec, StageState
+from heliostat_jobs.runs import teacher_checkpoint
 
 _DONE_FOLDER = "stages/"
 """Of the root: what stages of any pipeline have made, by the hash of what it follows from."""
@@ -34,6 +36,8 @@ class Stage:
     """With what it starts from in it."""
     inputs: Artifacts
     """What it starts from, by the recipe's own words."""
+    taken: frozenset[str] = frozenset()
+    """Keys of the recipe that name what it starts from."""
 
 
 def specs_of(pipeline: PipelineRecipe) -> tuple[StageSpec, ...]:
@@ -55,6 +59,7 @@ def stage_of(pipeline: PipelineRecipe, name: str, states: Mapping[str, StageStat
     (config,) = (stage for stage in pipeline.expanded if stage.name == name)
     recipe = _recipe(config)
     inputs: Artifacts = {}
+    taken = frozenset[str]()
     if config.source is not None:
         before, _, artifact = config.source.rpartition(".")
         made = states[before].artifacts
@@ -64,8 +69,11 @@ def stage_of(pipeline: PipelineRecipe, name: str, states: Mapping[str, StageStat
                 "Name one of these",
             )
         inputs = {config.source: made[artifact]}
-        recipe = _taking(recipe, made[artifact])
-    return Stage(job_of(recipe, root), recipe, inputs)
+        giver = next(_recipe(stage).kind for stage in pipeline.expanded if stage.name == before)
+        key = TAKES[giver, recipe.kind]
+        taken = frozenset([key])
+        recipe = _taking(recipe, key, made[artifact])
+    return Stage(job_of(recipe, root), recipe, inputs, taken)
 
 
 def _recipe(stage: StageConfig) -> Recipe:
@@ -73,16 +81,13 @@ def _recipe(stage: StageConfig) -> Recipe:
     return recipe_of(stage.config)
 
 
-def _taking(recipe: Recipe, artifact: Mapping[str, str | int]) -> Recipe:
-    """The recipe, starting from an artifact."""
-    values: dict[str, Any] = {TAKES[_giver(artifact), recipe.kind]: artifact["name"]}
+def _taking(recipe: Recipe, key: str, artifact: Mapping[str, str | int]) -> Recipe:
+    """The recipe, starting from an artifact, whose name belongs to a key; the step of a run has one beside it."""
+    values: dict[str, Any] = {key: artifact["name"]}
     if "step" in artifact:
-        values["step"] = artifact["step"]
+        section, dot, _ = key.rpartition(".")
+        values[f"{section}{dot}step"] = artifact["step"]
     return with_values(recipe, values)
-
-
-def _giver(artifact: Mapping[str, str | int]) -> str:
-    return {"dataset": "curate", "checkpoint": "pretrain"}[str(artifact["kind"])]
 
 
 def check_same_stage(old_identity: Mapping[str, object], stage: Stage) -> None:
@@ -93,9 +98,8 @@ def check_same_stage(old_identity: Mapping[str, object], stage: Stage) -> None:
     Raises:
         ChangedConfigError: it has another configuration.
     """
-    taken = set(TAKES.values()) if stage.inputs else set()
     old, new = (
-        {key: value for key, value in each.items() if key not in taken}
+        {key: value for key, value in each.items() if key not in stage.taken}
         for each in (old_identity, identity(stage.recipe))
     )
     check_same_run(old, new)
@@ -110,10 +114,9 @@ def inputs_hash(stage: Stage) -> str:
     taken = {str(artifact["name"]) for artifact in stage.inputs.values()}
     pinned = pinned_manifests(stage.job.store) or {}
     names = sorted(set(datasets_of(stage.recipe)) - taken)
-    dropped = set(TAKES.values()) if stage.inputs else set()
     follows_from = {
         "kind": stage.recipe.kind,
-        "recipe": {key: value for key, value in identity(stage.recipe).items() if key not in dropped},
+        "recipe": {key: value for key, value in identity(stage.recipe).items() if key not in stage.taken},
         "inputs": sorted(str(artifact["manifest_sha256"]) for artifact in stage.inputs.values()),
         # A job that has begun is bound to what it has begun with.
         "datasets": {name: pinned.get(name) or load_manifest(stage.job.root, name).sha256 for name in names},
@@ -124,7 +127,10 @@ def inputs_hash(stage: Stage) -> str:
 
 
 def _checkpoint(stage: Stage) -> str | int | None:
-    """Of a run that is named without being a stage: its newest checkpoint as of now."""
+    """Of a run that is named without being a stage: its newest checkpoint as of now, or the one that is pinned."""
+    if isinstance(stage.recipe, DistillRecipe) and "teacher.run" not in stage.taken:
+        pinned = pinned_teacher(stage.job.store) or teacher_checkpoint(stage.recipe, stage.job.root)
+        return pinned["manifest_sha256"]
     if stage.inputs or not isinstance(stage.recipe, EvaluateRecipe | ExportRecipe):
         return None
     run = stage.recipe.run

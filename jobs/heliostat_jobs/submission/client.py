@@ -22,8 +22,8 @@ from typing import Any
 from heliostat.config import ResolvedRecipe, identity, load_recipe, relocked, renamed, unlock
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.secrets import parse_references
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import (
     CancelledError,
     ChangedConfigError,
@@ -227,7 +227,7 @@ class JobHandle:
         recipe = self._recipe(newest)
         if stages := self._stages(recipe):
             return f"{sum(stage.phase in DONE for stage in stages)}/{len(stages)} stages done"
-        if not isinstance(recipe, PretrainRecipe):
+        if not isinstance(recipe, TrainingRecipe):
             return ""
         price = recipe.scaling.worker_price_per_hour
         return glance(self.job.store, recipe.training.steps, price, is_alive=is_alive).line

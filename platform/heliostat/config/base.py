@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """A part of a whole, or a probability."""
+Range = tuple[float, float]
+"""From, to."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Names of runs and datasets are parts of object keys: lower case, digits, dot, dash, underscore."""
 Root = Annotated[str, Field(min_length=1, description="folder or s3://bucket/prefix that holds datasets and runs")]

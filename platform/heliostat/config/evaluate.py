@@ -20,7 +20,8 @@ class EvaluateRecipe(Section):
     kind: Literal["evaluate"]
     name: Name = Field(description="name of this evaluation")
     root: Root = "heliostat-root"
-    run: Name = Field(description="the pretraining run whose teacher is judged")
+    run: Name = Field(description="the run whose teacher is judged, or one of its students")
+    student: Name | None = Field(None, description="of a distillation; null is its only one")
     step: int | None = Field(None, ge=0, description="of the checkpoint that is judged; null is the newest")
     bank: Name = Field(description="labelled dataset whose features vote")
     queries: Name = Field(description="labelled dataset that is classified")

@@ -13,7 +13,8 @@ class ExportRecipe(Section):
     kind: Literal["export"]
     name: Name = Field(description="name of this export")
     root: Root = "heliostat-root"
-    run: Name = Field(description="the pretraining run whose teacher is exported")
+    run: Name = Field(description="the run whose teacher is exported, or one of its students")
+    student: Name | None = Field(None, description="of a distillation; null is its only one")
     step: int | None = Field(None, ge=0, description="of the checkpoint; null is the newest")
     format: Literal["safetensors", "huggingface", "timm", "onnx", "torch-export"] = Field(
         "safetensors", description="what is written: ours, for transformers, for timm, or a graph"

@@ -5,16 +5,18 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from heliostat.config.curate import CurateRecipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, invalid_value
 
-Recipe: TypeAlias = PretrainRecipe | EvaluateRecipe | CurateRecipe | ExportRecipe | PipelineRecipe
+Recipe: TypeAlias = PretrainRecipe | DistillRecipe | EvaluateRecipe | CurateRecipe | ExportRecipe | PipelineRecipe
 
 KINDS: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
+    "distill": DistillRecipe,
     "evaluate": EvaluateRecipe,
     "curate": CurateRecipe,
     "export": ExportRecipe,

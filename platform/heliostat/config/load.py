@@ -7,12 +7,17 @@ from pathlib import Path as FilePath
 from pydantic import ValidationError
 
 from heliostat.config.base import Section
+from heliostat.config.distill import DistillRecipe, check_teacher, recipe_of_network
+from heliostat.config.evaluate import EvaluateRecipe
+from heliostat.config.export import ExportRecipe
 from heliostat.config.keys import keys_of, leaves, sections_of, subsection, values_of
 from heliostat.config.kinds import KINDS, Recipe, model_of_kind
 from heliostat.config.nearest import edit_distance
 from heliostat.config.overrides import from_command_line, from_environment
 from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig, in_order
+from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, first_of, not_a_section, translate, unknown_key
+from heliostat.config.training import TrainingRecipe
 from heliostat.config.yaml_text import MAX_BYTES, Document, Path, Value, read_mapping, show_value
 from heliostat.errors import (
     ConfigError,
@@ -70,10 +75,25 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str], environ: Mapping
 def _with_stages(pipeline: PipelineRecipe, folder: FilePath) -> PipelineRecipe:
     """The pipeline with the recipes of its stages in it, so that it can be carried out where their files are not."""
     stages: dict[str, StageConfig] = {}
+    made: dict[str, Recipe] = {}
     for stage in in_order(pipeline.expanded):
         recipe = _stage_recipe(pipeline, stage, stages, folder)
+        _check_pair(recipe, made)
+        made[recipe.name] = recipe
         stages[stage.name] = stage.model_copy(update={"config": values_of(recipe)})
     return pipeline.model_copy(update={"stages": tuple(stages[stage.name] for stage in pipeline.expanded)})
+
+
+def _check_pair(recipe: Recipe, made: Mapping[str, Recipe]) -> None:
+    """Refuse a stage that does not fit the one whose run it takes, before that is trained."""
+    if isinstance(recipe, DistillRecipe):
+        teacher = made.get(recipe.teacher.run)
+        if isinstance(teacher, PretrainRecipe):
+            check_teacher(recipe, teacher)
+    elif isinstance(recipe, EvaluateRecipe | ExportRecipe):
+        run = made.get(recipe.run)
+        if isinstance(run, TrainingRecipe):
+            recipe_of_network(run, recipe.student)
 
 
 def _stage_recipe(

@@ -18,6 +18,10 @@ TAKES: Mapping[tuple[str, str], str] = MappingProxyType(
         ("curate", "pretrain"): "dataset.name",
         ("pretrain", "evaluate"): "run",
         ("pretrain", "export"): "run",
+        ("pretrain", "distill"): "teacher.run",
+        ("curate", "distill"): "dataset.name",
+        ("distill", "evaluate"): "run",
+        ("distill", "export"): "run",
     }
 )
 """The key of a recipe that says what it starts from, by the kinds of the stage before and of its own."""

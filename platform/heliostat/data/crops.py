@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crop_plan import GLOBAL_CROPS, Boxes, PhotometricPlan, plan_crops
 from heliostat.data.decode import SHRINKS, ImageHeader, RgbImage, decode_rgb, read_header
 from heliostat.data.photometric import apply_photometric

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat.config.pretrain import HeadSizes
+from heliostat.config.objective import HeadSizes
 from heliostat.models.linear import Linear, linear
 
 

@@ -55,7 +55,8 @@ from heliostat.models.positions import at_grid
 from heliostat.objectives.engine import PlainEngine
 from heliostat.objectives.networks import Network, SlotBatch
 from heliostat.objectives.schedules import StepValues
-from heliostat.objectives.step import StepResult, TrainingStep
+from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step_state import StepResult
 
 __all__ = ["SlotBatch", "StepResult", "StepValues", "TrainingStep", "single_process_step"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heliostat.checkpoint.format import StateSlice
-from heliostat.config.pretrain import TrainingConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.objectives.groups import GroupRule, parameter_groups
 from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
 from heliostat.objectives.schedules import StepValues
@@ -37,7 +37,7 @@ class Engine(Protocol):
     world_size: int
 
     def teacher(self, network: Network) -> Teacher:
-        """The EMA teacher, held as the student is."""
+        """A teacher or a moving average, held as the student is."""
 
     def losses(self, slot: SlotBatch, targets: SlotTargets) -> dict[str, Tensor]:
         """The student's losses on a slot, with a graph."""
@@ -193,6 +193,9 @@ class PlainEngine(WholeStudent):
             if factor != 1:
                 torch._foreach_mul_(self._gradients(name), factor)
         apply_schedule(self._optimizer.param_groups, values)
+        for parameter in self.student.parameters():
+            if parameter.grad is None:  # unused, as the mask token of a student that sees whole crops: it still decays
+                parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
         self.discard()
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heliostat.config.pretrain import GramConfig
+from heliostat.config.objective import GramConfig
 
 
 def gram_loss(student_BND: Tensor, anchor_BND: Tensor, clip_negative: bool) -> Tensor:

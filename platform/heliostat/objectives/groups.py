@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from heliostat.config.pretrain import TrainingConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.objectives.schedules import StepValues
 
 

@@ -5,12 +5,13 @@ backbone, Z bottleneck width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from heliostat.config.pretrain import ObjectiveConfig, PretrainRecipe
+from heliostat.config.objective import ObjectiveConfig
+from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.draws import stream_key
 from heliostat.models.block import DropPlan
 from heliostat.models.heads import ProjectionHead
@@ -33,8 +34,8 @@ class SlotBatch:
     """(2 B, C, H, W): crop 1 of every image, then crop 2 of every image."""
     local_crops: Tensor
     """(L B, C, H', W'), crop-major too."""
-    masks: Tensor
-    """(2 B, N) bool."""
+    masks: Tensor | None
+    """(2 B, N) bool; None, in distillation, hides no patch from students and compares them all."""
     drops: DropPlan | None = None
     """Which crops the student's branches compute; None computes all."""
     jitters: tuple[RopeJitter | None, RopeJitter | None] | None = None
@@ -60,15 +61,23 @@ class SlotBatch:
                 f"a slot of {images} images has {GLOBAL_CROPS * images} global crops and a multiple of {images} local "
                 f"ones, these are {crops} and {local}"
             )
-        patches = math.prod(side // patch_px for side in self.global_crops.shape[2:])
-        if self.masks.dtype != torch.bool or self.masks.shape != (crops, patches):
+        shape = (crops, math.prod(self.grid(patch_px)))
+        if self.masks is not None and (self.masks.dtype != torch.bool or self.masks.shape != shape):
             raise ValueError(
-                f"masks are bool of shape {(crops, patches)}, these are {self.masks.dtype} of {tuple(self.masks.shape)}"
+                f"masks are bool of shape {shape}, these are {self.masks.dtype} of {tuple(self.masks.shape)}"
             )
 
-    def masked(self) -> Tensor:
-        """Flat indices (into 2 B * N) of the masked patches, in row order, (M,)."""
-        return self.masks.flatten().nonzero().squeeze(1)
+    def grid(self, patch_px: int) -> tuple[int, int]:
+        """Rows and columns of patches of a global crop."""
+        height, width = self.global_crops.shape[2:]
+        return height // patch_px, width // patch_px
+
+    def compared(self, patch_px: int) -> Tensor:
+        """Flat indices (into 2 B * N) of the patches that are compared, in row order, (M,)."""
+        if self.masks is not None:
+            return self.masks.flatten().nonzero().squeeze(1)
+        patches = len(self.global_crops) * math.prod(self.grid(patch_px))
+        return torch.arange(patches, device=self.global_crops.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +86,8 @@ class TeacherView:
 
     cls: Tensor
     """(2, B, Z)."""
-    masked: Tensor
-    """(M, Z), at the masked positions in row order."""
+    patches: tuple[Tensor, ...]
+    """(M, Z), at the compared positions in row order; one for each of the students' sizes of patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class SlotTargets:
     """What the student is compared with on a slot."""
 
     cls: Targets
-    masked: Targets
+    patches: Targets
     gram: Tensor | None = None
     """(2 B, N, D): the Gram teacher's patches on the student's grid."""
 
@@ -105,6 +114,8 @@ class Network(nn.Module):
         self.backbone = VisionTransformer(model, recipe.augmentation.global_px // model.patch_px)
         self.backbone.prepare(recipe.training.activation_checkpointing, recipe.training.compile)
         self.dino_head = ProjectionHead(model.embed_dim, objective.dino_head_sizes, objective.prototype_layer)
+        self.shown_px: tuple[int, ...] = (model.patch_px,)
+        """As a teacher: sizes of its students' patches."""
         if objective.ibot_head != "shared":
             self.ibot_head = ProjectionHead(model.embed_dim, objective.ibot_head_sizes, objective.prototype_layer)
 
@@ -127,35 +138,48 @@ class Network(nn.Module):
     @torch.no_grad()
     def view(self, slot: SlotBatch) -> TeacherView:
         """The teacher's work on a slot: unmasked global crops, no drops."""
-        (tokens,) = self.backbone([slot.global_crops], wanted=[slot.masked()])
-        cls, masked = self._bottlenecks(tokens.cls_BD, tokens.patches_MD)
-        return TeacherView(cls.unflatten(0, (GLOBAL_CROPS, -1)), masked)
+        patch_px = self.backbone.config.patch_px
+        (tokens,) = self.backbone([slot.global_crops], wanted=[slot.compared(patch_px)])
+        cls, first = self._bottlenecks(tokens.cls_BD, self._as_seen(tokens.patches_MD, slot, self.shown_px[0]))
+        others = [self._as_seen(tokens.patches_MD, slot, each) for each in self.shown_px[1:]]
+        patches = (first, *(self.patch_head.bottleneck(each) for each in others))
+        return TeacherView(cls.unflatten(0, (GLOBAL_CROPS, -1)), patches)
+
+    def _as_seen(self, patches_MD: Tensor, slot: SlotBatch, patch_px: int) -> Tensor:
+        """All of a slot's patch tokens on the grid of a student whose patches have another size."""
+        own_px = self.backbone.config.patch_px
+        if patch_px == own_px:
+            return patches_MD
+        grid, wanted = slot.grid(own_px), slot.grid(patch_px)
+        patches_BND = patches_MD.unflatten(0, (len(slot.global_crops), -1))
+        return resize_features(patches_BND, *grid, *wanted).flatten(0, 1).to(patches_MD)
 
     def forward(self, slot: SlotBatch, targets: SlotTargets) -> dict[str, Tensor]:
         """The student's losses on a slot, by the names of ``TERMS``; the optimised one is ``loss``."""
         objective = self.objective
-        masked = slot.masked()
+        patch_px = self.backbone.config.patch_px
+        compared = slot.compared(patch_px)
         needs_all = targets.gram is not None
-        wanted = torch.arange(slot.masks.numel(), device=masked.device) if needs_all else masked
+        wanted = replace(slot, masks=None).compared(patch_px) if needs_all else compared
         whole, local = self.backbone(
             [slot.global_crops, slot.local_crops],
             [slot.masks, None],
             slot.drops,
             slot.jitters,
-            wanted=[wanted, masked.new_empty(0)],
+            wanted=[wanted, compared.new_empty(0)],
         )
-        patches_MD = whole.patches_MD.index_select(0, masked) if needs_all else whole.patches_MD
+        patches_MD = whole.patches_MD.index_select(0, compared) if needs_all else whole.patches_MD
         images = len(slot.global_crops) // GLOBAL_CROPS
-        cls_z, masked_z = self._bottlenecks(torch.cat([whole.cls_BD, local.cls_BD]), patches_MD)
+        cls_z, patches_z = self._bottlenecks(torch.cat([whole.cls_BD, local.cls_BD]), patches_MD)
         temperature = objective.student_temperature
         cls_layer, patch_layer = self.dino_head.last_layer, self.patch_head.last_layer
         shared = Layer.of(cls_layer, compute_dtype(cls_z)) if patch_layer is cls_layer else None
         dino = dino_losses(cls_z.unflatten(0, (-1, images)), cls_layer, targets.cls, temperature, shared)
         ibot = ibot_loss(
-            masked_z,
+            patches_z,
             patch_layer,
-            targets.masked,
-            mask_weights(slot.masks),
+            targets.patches,
+            self._patch_weights(slot),
             len(slot.global_crops),
             temperature,
             shared,
@@ -169,6 +193,13 @@ class Network(nn.Module):
             loss = loss + objective.gram.weight * gram
         values = (loss, dino.total, dino.of_global, dino.of_local, ibot, koleo, gram)
         return dict(zip(TERMS, values, strict=True))
+
+    def _patch_weights(self, slot: SlotBatch) -> Tensor:
+        """1 / (compared patches of the crop), for each of them in row order, (M,)."""
+        if slot.masks is not None:
+            return mask_weights(slot.masks)
+        patches = math.prod(slot.grid(self.backbone.config.patch_px))
+        return torch.full((len(slot.global_crops) * patches,), 1 / patches, device=slot.global_crops.device)
 
     def _bottlenecks(self, cls_BD: Tensor, patches_MD: Tensor) -> tuple[Tensor, Tensor]:
         if self.patch_head is not self.dino_head:

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from heliostat.config.pretrain import ObjectiveConfig, TrainingConfig
+from heliostat.config.objective import ObjectiveConfig
+from heliostat.config.training import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""The EMA teacher: what the training step asks of it, and the plain one, whole on every worker."""
+"""What a step asks of a teacher, or of a student's moving average, and the plain one, whole on every worker.
+
+The teacher of pre-training is the moving average of its student; that of a distillation follows nobody.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +16,7 @@ from heliostat.objectives.networks import Network, SlotBatch, TeacherView
 
 
 class Teacher(Protocol):
-    """A network that follows the student."""
+    """A network that learns from no gradient."""
 
     network: Network
 

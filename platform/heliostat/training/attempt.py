@@ -13,16 +13,20 @@ import torch
 
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.retention import sweep
-from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingConfig, TrainingRecipe
 from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.elastic.holders import take_over
 from heliostat.elastic.signals import MAILBOX
 from heliostat.errors import HeliostatError
 from heliostat.models.vit import VisionTransformer
+from heliostat.objectives.distillation import DistillationStep
 from heliostat.objectives.engine import Engine
+from heliostat.objectives.learner import Learner
 from heliostat.objectives.networks import Network
-from heliostat.objectives.step import StepResult, TrainingStep, copied_backbone
+from heliostat.objectives.step import TrainingStep, copied_backbone
+from heliostat.objectives.step_state import StepResult
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
 from heliostat.storage import Store
@@ -32,11 +36,13 @@ from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, StepInput, slot_batch
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
+from heliostat.training.planning.networks import Networks
 from heliostat.training.reporting import Reporter
 from heliostat.training.restoring import Restorer
 from heliostat.training.run_state import RunState
 from heliostat.training.saving import Saver
 from heliostat.training.snapshots import Snapshots
+from heliostat.training.students import FrozenTeacher, new_training
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -59,13 +65,15 @@ class Probe(Protocol):
 class RunSpec:
     """What every worker has to know."""
 
-    recipe: PretrainRecipe
+    recipe: TrainingRecipe
     root: Store
     """The opened root: a relative path in the recipe means another folder in a worker, which runs elsewhere."""
     manifests: dict[str, str]
     """Hash of the manifest that the run has pinned, by name of the dataset."""
     probe: Probe | None = None
-    """Judges the teacher every ``observe.knn.every_steps``."""
+    """Judges the networks that will be delivered every ``observe.knn.every_steps``."""
+    teacher: FrozenTeacher | None = None
+    """Of a distillation."""
 
 
 def train_attempt(config: dict[str, Any]) -> None:
@@ -111,7 +119,7 @@ class Place(Protocol):
         """Holds the student from now on; closed by the stack."""
 
     def new_feed(
-        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
+        self, recipe: TrainingRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
     ) -> StepSource:
         """Makes the worker's steps from the first one on; closed by the stack."""
 
@@ -131,7 +139,7 @@ class RayWorker:
         return stack.enter_context(closing(ZeroEngine(student, training, plan, self.device)))
 
     def new_feed(
-        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
+        self, recipe: TrainingRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
     ) -> Feed:
         """Processes of Ray."""
         rank = worker_rank()
@@ -154,7 +162,10 @@ class AttemptWorker:
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        self._reporter = Reporter(recipe, self._store, self._lease.attempt, self._rank, self._plan, place.device, stack)
+        networks = Networks.of(recipe, None if spec.teacher is None else spec.teacher.recipe)
+        flops = networks.flops(self._plan.rounds).model / recipe.training.global_batch
+        attempt = self._lease.attempt
+        self._reporter = Reporter(recipe, self._store, attempt, self._rank, self._plan, place.device, stack, flops)
         self._reporter.event(EventType.ATTEMPT_STARTED, workers=world_size, device=place.device.type)
         self._has_started = False
         self._has_begun = False
@@ -178,9 +189,9 @@ class AttemptWorker:
         source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
-        self._engine, self.training = self._new_training()
+        self.training = self._new_training()
         first_step, saved, digest = self._restore()
-        state = RunState(self._engine, self.training, SampleLedger(self._plan, digest), self._lease)
+        state = RunState(self.training, SampleLedger(self._plan, digest), self._lease)
         self._saver = self._new_saver(state, saved)
         self._snapshots = self._new_snapshots(state, first_step)
         with ExitStack() as until_the_last_step:
@@ -212,17 +223,27 @@ class AttemptWorker:
         return result
 
     def _judge(self, step: int) -> Mapping[str, float]:
-        """What the probe says of the teacher, if it is time to ask; what it cannot say stops no training."""
+        """What the probe says of what will be delivered, if it is time to ask; what it cannot say stops no training.
+
+        Of several students each number has the student's name in front, and their mean has its own.
+        """
         probe, every_steps = self._spec.probe, self._recipe.observe.knn.every_steps
         if probe is None or not every_steps or (step + 1) % every_steps:
             return {}
-        with self._reporter.clock.phase("evaluation_s"), self.training.whole_teacher() as teacher:
+        with self._reporter.clock.phase("evaluation_s"):
             try:
-                return first_does_long(self._agreement, lambda: probe(copied_backbone(teacher, self._recipe.model)))
+                judged = [self._judge_one(learner, probe) for learner in self.training.learners]
             except HeliostatError as error:
-                _log.warning("the teacher after step %d could not be judged: %s", step, error)
+                _log.warning("the run after step %d could not be judged: %s", step, error)
                 self._reporter.event(EventType.EVALUATION_FAILED, step=step, reason=str(error))
                 return {}
+        names = [learner.prefix for learner in self.training.learners]
+        means = {name: sum(each[name] for each in judged) / len(judged) for name in judged[0]}
+        return {prefix + name: each[name] for prefix, each in zip(names, judged, strict=True) for name in each} | means
+
+    def _judge_one(self, learner: Learner, probe: Probe) -> Mapping[str, float]:
+        with learner.whole_average() as backbone:
+            return first_does_long(self._agreement, lambda: probe(copied_backbone(backbone)))
 
     def _advise(self) -> None:
         """Say so if reading costs much more bytes than it uses."""
@@ -281,18 +302,23 @@ class AttemptWorker:
             return None
         return Snapshots(every_steps, self._reporter, state, first_step)
 
-    def _new_training(self) -> tuple[Engine, TrainingStep]:
-        student, teacher = Network(self._recipe), Network(self._recipe)
-        student.init_weights(self._recipe.seed)
-        teacher.load_state_dict(student.state_dict())
-        engine = self._place.new_engine(student, self._recipe.training, self._plan, self._stack)
-        phase = self._reporter.clock.phase
-        return engine, TrainingStep(self._recipe, engine, teacher.to(self._place.device), phase)
+    def _new_training(self) -> TrainingStep | DistillationStep:
+        def new_engine(student: Network, recipe: PretrainRecipe) -> Engine:
+            return self._place.new_engine(student, recipe.training, self._plan, self._stack)
+
+        frozen, teacher = self._spec.teacher, None
+        if frozen is not None:
+            run = run_store(self._spec.root, frozen.recipe.name).patient(_STORE_PATIENCE_S)
+            loaded: list[Network] = []
+            # What is wrong with it is an error of all workers.
+            all_do(lambda: loaded.append(frozen.load(run, self._recipe.training)))
+            (teacher,) = loaded
+        return new_training(self._recipe, new_engine, teacher, self._place.device, self._reporter.clock.phase)
 
     def _restore(self) -> tuple[int, int, bytes]:
         """First step to compute, steps that are committed, and the digest of ids up to the first step."""
         holders = MAILBOX.assignment.holders if MAILBOX.assignment is not None else ()
-        restorer = Restorer(self._store, self._log, self._agreement, self._engine, self.training)
+        restorer = Restorer(self._store, self._log, self._agreement, self.training)
         restored = restorer.restore(holders)
         manifest = restored.manifest if restored is not None else None
         if holders:

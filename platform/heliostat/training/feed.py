@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.crops import SlotCrops, slot_crops
 from heliostat.data.draws import Draws
 from heliostat.data.photometric_torch import apply_photometric
@@ -41,6 +42,7 @@ KEEP_MEMORY_ENV = {
 }
 """Environment of processes that use the same large blocks again and again."""
 
+Jitters = tuple[RopeJitter | None, RopeJitter | None]
 StreamFrom = Callable[[int], Iterable[Samples]]
 """Samples of each step from a step on."""
 
@@ -57,9 +59,10 @@ class SlotInput:
     bytes_used: int
     """Size of the slot's encoded images."""
     crops: SlotCrops
-    masks: Tensor
+    masks: Tensor | None
+    """None where students see whole crops."""
     drops: DropPlan | None
-    jitters: tuple[RopeJitter | None, RopeJitter | None] | None
+    jitters: Jitters | None
 
     def __reduce__(self) -> tuple[Callable[..., "SlotInput"], tuple[Any, ...]]:
         # Draws travel as arrays: torch pickles each of the fifty tensors of a slot as a file of its own, and reads it
@@ -67,7 +70,7 @@ class SlotInput:
         drops: Any = self.drops and [[[each.numpy() for each in group] for group in block] for block in self.drops]
         names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters")
         whole = {name: getattr(self, name) for name in names}
-        return _received, (whole, self.masks.numpy(), drops)
+        return _received, (whole, None if self.masks is None else self.masks.numpy(), drops)
 
 
 def _received(whole: dict[str, Any], masks: Any, drops: Any) -> SlotInput:
@@ -75,7 +78,7 @@ def _received(whole: dict[str, Any], masks: Any, drops: Any) -> SlotInput:
     blocks = drops and [
         (list(map(_writable, attention)), list(map(_writable, feed_forward))) for attention, feed_forward in drops
     ]
-    return SlotInput(**whole, masks=_writable(masks), drops=blocks)
+    return SlotInput(**whole, masks=None if masks is None else _writable(masks), drops=blocks)
 
 
 def _writable(array: NDArray[Any]) -> Tensor:
@@ -94,7 +97,7 @@ class StepInput:
 
 
 def prepare_slot(
-    recipe: PretrainRecipe, step: int, slot: int, samples: Samples, *, photometric: bool = True
+    recipe: TrainingRecipe, step: int, slot: int, samples: Samples, *, photometric: bool = True
 ) -> SlotInput:
     """Decode, crop and draw one slot; draws are functions of seed, step and slot, or position and view.
 
@@ -105,35 +108,40 @@ def prepare_slot(
         samples: The slot's images.
         photometric: Whether colours change here; otherwise ``slot_batch`` does it.
     """
-    training, augmentation, objective = recipe.training, recipe.augmentation, recipe.objective
-    gram = objective.anchoring
+    gram = recipe.objective.anchoring
     gram_px = recipe.gram_px if gram is not None and step >= gram.from_step else None
-    crops = slot_crops(augmentation, recipe.seed, samples.positions, samples.images, gram_px, photometric=photometric)
-    rope = recipe.model.rotary
-    whole, local = 2 * training.slot_batch, augmentation.local_count * training.slot_batch
+    crops = slot_crops(
+        recipe.augmentation, recipe.seed, samples.positions, samples.images, gram_px, photometric=photometric
+    )
+    masks, drops, jitters = _draws(recipe, step, slot) if isinstance(recipe, PretrainRecipe) else (None, None, None)
     return SlotInput(
         ids=samples.ids,
         bytes_read=samples.bytes_read,
         retries=samples.retries,
         bytes_used=sum(map(len, samples.images)),
         crops=crops,
-        masks=draw_masks(
-            Draws(recipe.seed, "mask", step, slot),
-            whole,
-            augmentation.global_px // recipe.model.patch_px,
-            objective.mask_probability,
-            objective.mask_ratio,
-        ),
-        drops=draw_drops(recipe.seed, step, slot, recipe.model.depth, (whole, local), recipe.model.drop_path),
-        jitters=(
-            None
-            if rope is None
-            else (
-                draw_rope_jitter(rope, Draws(recipe.seed, "rope", step, slot, 0)),
-                draw_rope_jitter(rope, Draws(recipe.seed, "rope", step, slot, 1)),
-            )
-        ),
+        masks=masks,
+        drops=drops,
+        jitters=jitters,
     )
+
+
+def _draws(recipe: PretrainRecipe, step: int, slot: int) -> tuple[Tensor, DropPlan | None, Jitters | None]:
+    """What hides parts of a slot from its student: masks, stochastic depth, jitter of positions."""
+    augmentation, objective, rope = recipe.augmentation, recipe.objective, recipe.model.rotary
+    whole, local = (count * recipe.training.slot_batch for count in (2, augmentation.local_count))
+    masks = draw_masks(
+        Draws(recipe.seed, "mask", step, slot),
+        whole,
+        augmentation.global_px // recipe.model.patch_px,
+        objective.mask_probability,
+        objective.mask_ratio,
+    )
+    drops = draw_drops(recipe.seed, step, slot, recipe.model.depth, (whole, local), recipe.model.drop_path)
+    if rope is None:
+        return masks, drops, None
+    first, second = (draw_rope_jitter(rope, Draws(recipe.seed, "rope", step, slot, group)) for group in range(2))
+    return masks, drops, (first, second)
 
 
 def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
@@ -146,7 +154,7 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
     return SlotBatch(
         global_crops=normalise(whole),
         local_crops=normalise(local),
-        masks=slot.masks.to(device),
+        masks=None if slot.masks is None else slot.masks.to(device),
         drops=drops
         and [
             ([index.to(device) for index in attention], [index.to(device) for index in feed_forward])
@@ -178,7 +186,7 @@ class Feeder:
     Both methods give the same for the same arguments at any time, so that another process can do them again.
     """
 
-    def __init__(self, recipe: PretrainRecipe, stream: StreamFrom, photometric: bool) -> None:
+    def __init__(self, recipe: TrainingRecipe, stream: StreamFrom, photometric: bool) -> None:
         self._recipe = recipe
         self._stream_from = stream
         self._photometric = photometric
@@ -225,7 +233,7 @@ class Feed:
 
     def __init__(
         self,
-        recipe: PretrainRecipe,
+        recipe: TrainingRecipe,
         plan: SlotPlan,
         rank: int,
         first_step: int,
@@ -347,7 +355,7 @@ class Feed:
         )
 
 
-def _placement(recipe: PretrainRecipe) -> dict[str, Any]:
+def _placement(recipe: TrainingRecipe) -> dict[str, Any]:
     """Where feeders run."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

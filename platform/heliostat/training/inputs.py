@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.cache import ShardCache
 from heliostat.data.manifest import load_manifest
 from heliostat.data.read_plan import read_advice
@@ -15,7 +15,7 @@ from heliostat.storage import Store
 from heliostat.training.feed import StreamFrom
 
 
-def sample_source(recipe: PretrainRecipe, root: Store, manifests: Mapping[str, str], workers: int = 1) -> SampleSource:
+def sample_source(recipe: TrainingRecipe, root: Store, manifests: Mapping[str, str], workers: int = 1) -> SampleSource:
     """The datasets of a run, by the hashes of the manifests that it has pinned."""
     streaming = recipe.streaming
     cache = ShardCache(Path(streaming.cache_dir), int(streaming.cache_gib * 2**30)) if streaming.cache_dir else None

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from heliostat.config.pretrain import TrainingConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.data.samples import SampleSource
 from heliostat.data.slots import SlotPlan
 from heliostat.training.collective import gather_rows

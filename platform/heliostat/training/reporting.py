@@ -9,9 +9,9 @@ from types import MappingProxyType
 import torch
 
 from heliostat.config.keys import values_of
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.slots import SlotPlan
-from heliostat.objectives.step import StepResult
+from heliostat.objectives.step_state import StepResult
 from heliostat.observe.events import EventType, EventWriter
 from heliostat.observe.metrics import MetricsWriter
 from heliostat.observe.prometheus import RayMetrics
@@ -36,17 +36,19 @@ class Reporter:
         plan: How the workers share a step.
         device: Of this worker.
         stack: Closes what is opened here.
+        flops_per_image: That the method needs.
     """
 
     def __init__(
         self,
-        recipe: PretrainRecipe,
+        recipe: TrainingRecipe,
         store: Store,
         attempt: int,
         rank: int,
         plan: SlotPlan,
         device: torch.device,
         stack: ExitStack,
+        flops_per_image: float,
     ) -> None:
         self._recipe = recipe
         self._rank = rank
@@ -57,7 +59,8 @@ class Reporter:
         self.profiler = StepProfiler(recipe.observe.profile_steps if rank == 0 else None, store, attempt)
         stack.callback(self.profiler.close)
         self._trackers = self._new_trackers(store, stack) if rank == 0 else []
-        self._speed = Speedometer(recipe, plan.world_size, plan.rounds, device) if rank == 0 else None
+        precision = recipe.training.precision
+        self._speed = Speedometer(flops_per_image, precision, plan.world_size, device) if rank == 0 else None
         self._published = RayMetrics(recipe.name) if rank == 0 else None
         self._steps_to_report = 0
         self._data_costs = Counter[str]()
@@ -83,6 +86,8 @@ class Reporter:
             judged: What an evaluation after it found; then there is a line too.
         """
         self._steps_to_report += 1
+        if (left_out := result.left_out) is not None:
+            self.event(EventType.STEP_SKIPPED, step=step, reason=left_out.reason, sample_ids=list(left_out.sample_ids))
         for slot in prepared.slots:
             self._data_costs.update(
                 data_bytes_read=slot.bytes_read, data_bytes_used=slot.bytes_used, data_retries=slot.retries

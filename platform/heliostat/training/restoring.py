@@ -13,8 +13,7 @@ from heliostat.checkpoint.verify import Choice, Rejected, newest_good
 from heliostat.elastic.holders import HeldSource, find_parts, take_over
 from heliostat.elastic.snapshots import FoundSnapshot, newest_snapshot
 from heliostat.errors import CheckpointError, CorruptCheckpointError, SnapshotLostError
-from heliostat.objectives.engine import Engine
-from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step_state import StepState
 from heliostat.storage import Store
 from heliostat.training.collective import Agreement, first_does_long
 from heliostat.training.state import load_state
@@ -38,21 +37,19 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Restorer:
-    """Makes engine and step what they were; all workers call it alike.
+    """Makes students and teachers what they were; all workers call it alike.
 
     Args:
         store: The run's.
         log: The run's.
         agreement: Of all workers.
-        engine: To be restored.
         training: To be restored.
     """
 
     store: Store
     log: CommitLog
     agreement: Agreement
-    engine: Engine
-    training: TrainingStep
+    training: StepState
 
     def restore(self, holders: Sequence[Any] = ()) -> Restored | None:
         """From the newest of both, and say which it is; None before the first one.
@@ -114,7 +111,7 @@ class Restorer:
         raise AssertionError("the last round of the loop returns or raises")
 
     def _load(self, source: ShardSource, manifest: CheckpointManifest) -> None:
-        load_state(source, manifest, self.engine, self.training)
+        load_state(source, manifest, self.training)
 
     def _choose(self, verify_bytes: bool) -> Choice | None:
         return newest_good(self.store, self.log.read(), verify_bytes)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from heliostat.checkpoint.assembly import Draft
 from heliostat.checkpoint.format import StateSlice
 from heliostat.checkpoint.log import Lease
-from heliostat.objectives.engine import Engine
-from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step_state import StepState
 from heliostat.training.ledger import SampleLedger
 from heliostat.training.state import draft_of, owned_slices
 
@@ -16,15 +15,14 @@ from heliostat.training.state import draft_of, owned_slices
 class RunState:
     """Of an attempt."""
 
-    engine: Engine
-    training: TrainingStep
+    training: StepState
     ledger: SampleLedger
     lease: Lease
 
     def draft(self, done: int) -> Draft:
         """What all workers know of the state after so many steps; all of them call it."""
-        return draft_of(self.lease, done, self.ledger.exchange(), self.engine, self.training)
+        return draft_of(self.lease, done, self.ledger.exchange(), self.training)
 
     def owned_slices(self) -> Iterator[StateSlice]:
         """This worker's part of it: views."""
-        return owned_slices(self.training, self.engine.rank, self.engine.world_size)
+        return owned_slices(self.training)

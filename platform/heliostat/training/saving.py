@@ -18,10 +18,10 @@ from heliostat.checkpoint.format import StateSlice
 from heliostat.checkpoint.log import CommitLog, EndEntry
 from heliostat.checkpoint.retention import Keep, retire
 from heliostat.checkpoint.snapshot import Snapshot
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.elastic.signals import MAILBOX, AttemptStoppedError, Order
 from heliostat.errors import StorageError
-from heliostat.objectives.step import StepResult
+from heliostat.objectives.step_state import StepResult
 from heliostat.observe.events import EventType
 from heliostat.storage import Store
 from heliostat.training.background import Background
@@ -63,7 +63,7 @@ class Saver:
 
     def __init__(
         self,
-        recipe: PretrainRecipe,
+        recipe: TrainingRecipe,
         store: Store,
         reporter: Reporter,
         agreement: Agreement,
@@ -85,7 +85,7 @@ class Saver:
         self._background = Background("saving")
         self._closing = threading.Event()
         stack.callback(self._closing.set)
-        is_first = state.engine.rank == 0
+        is_first = state.training.rank == 0
         self._wishes = Wishes(store, recipe.checkpoint.every_minutes, stack) if is_first else None
 
     def note(self, result: StepResult, judged: Mapping[str, float]) -> None:
@@ -133,7 +133,7 @@ class Saver:
         if self._saved < steps:
             self._begin(steps)
             self._settle()
-        if self._state.engine.rank == 0:
+        if self._state.training.rank == 0:
             end = EndEntry(attempt=self._lease.attempt, step=steps, outcome="completed")
             self._background.start(lambda: self._log.append(self._lease, end))
         self._settle()
@@ -173,7 +173,7 @@ class Saver:
 
     def _write(self, save: _Save, copies: list[StateSlice]) -> None:
         """In the background."""
-        write_part(self._store, save.draft, self._state.engine.rank, copies)
+        write_part(self._store, save.draft, self._state.training.rank, copies)
         if self._wishes is None:
             return
         self._flush_curve()

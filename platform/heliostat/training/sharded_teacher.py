@@ -22,9 +22,9 @@ class _View(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, slot: SlotBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, slot: SlotBatch) -> tuple[Tensor, ...]:
         view = self.network.view(slot)
-        return view.cls, view.masked  # DeepSpeed looks for tensors in tuples
+        return view.cls, *view.patches  # DeepSpeed looks for tensors in tuples
 
 
 class ShardedTeacher:
@@ -49,8 +49,8 @@ class ShardedTeacher:
     def views(self, slots: Sequence[SlotBatch], rounds: int) -> list[TeacherView]:
         """The teacher's work on a worker's slots; who has fewer repeats one, since all gather parameters together."""
         repeated = [slots[0]] * (rounds - len(slots))
-        views = [TeacherView(*self._engine.module(slot)) for slot in [*slots, *repeated]]
-        return views[: len(slots)]
+        views = [self._engine.module(slot) for slot in [*slots, *repeated]]
+        return [TeacherView(cls, tuple(patches)) for cls, *patches in views[: len(slots)]]
 
     def last_layers(self) -> AbstractContextManager[None]:
         """Gathers them."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
+from heliostat.config.training import TrainingConfig, TrainingRecipe
 from heliostat.data.samples import Samples, SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.data.stream import direct_samples
@@ -39,7 +39,7 @@ class ThisProcess:
         return PlainEngine(student.to(self.device), training)
 
     def new_feed(
-        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
+        self, recipe: TrainingRecipe, plan: SlotPlan, first_step: int, source: SampleSource, stack: ExitStack
     ) -> "DirectFeed":
         """A feed that is this process."""
         return stack.enter_context(closing(DirectFeed(recipe, plan, first_step, source, self.device.type == "cpu")))
@@ -49,7 +49,7 @@ class DirectFeed:
     """Makes each step when it is asked for."""
 
     def __init__(
-        self, recipe: PretrainRecipe, plan: SlotPlan, first_step: int, source: SampleSource, photometric: bool
+        self, recipe: TrainingRecipe, plan: SlotPlan, first_step: int, source: SampleSource, photometric: bool
     ) -> None:
         self._recipe = recipe
         self._photometric = photometric

@@ -67,7 +67,7 @@ class Snapshots:
 
     def _put(self, draft: Draft, copies: list[StateSlice], lines: bytes) -> None:
         """In the background."""
-        rank = self._state.engine.rank
+        rank = self._state.training.rank
         try:
             keepers = MAILBOX.assignment.keepers if MAILBOX.assignment is not None else ()
             target = HeldTarget(keepers, draft.attempt)

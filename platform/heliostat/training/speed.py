@@ -6,9 +6,7 @@ import time
 
 import torch
 
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.models.linear import linear
-from heliostat.training.planning.flops import step_flops
 from heliostat.training.planning.peaks import Precision, tabulated_peak
 
 _log = logging.getLogger(__name__)
@@ -24,17 +22,16 @@ class Speedometer:
     """Turns images per second into MFU.
 
     Args:
-        recipe: Of the run.
-        workers: That share its work.
-        slots_per_worker: In a step.
+        flops_per_image: That the method needs.
+        precision: In which they are computed.
+        workers: That share the work.
         device: Of this worker; the others have the same.
     """
 
-    def __init__(self, recipe: PretrainRecipe, workers: int, slots_per_worker: int, device: torch.device) -> None:
-        training = recipe.training
-        self.flops_per_image = step_flops(recipe, slots_per_worker).model / training.global_batch
+    def __init__(self, flops_per_image: float, precision: str, workers: int, device: torch.device) -> None:
+        self.flops_per_image = flops_per_image
         self._device = device
-        self._peak = workers * peak_flops(device, training.precision)
+        self._peak = workers * peak_flops(device, precision)
 
     def mfu(self, images_per_s: float) -> float:
         """Share of the devices' peak that the method's own operations take."""

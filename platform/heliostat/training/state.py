@@ -14,19 +14,14 @@ from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.places import ShardSource
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.errors import IncompatibleCheckpointError
-from heliostat.objectives.engine import Engine
-from heliostat.objectives.loss_scale import LossScale
-from heliostat.objectives.step import TrainingStep
+from heliostat.objectives.step_state import StepState
 from heliostat.storage import Store
 from heliostat.training.collective import all_do, first_does
 
-OPTIMIZER_STEPS = "optimizer_steps"
-SKIPS_IN_A_ROW = "skips_in_a_row"
-LOSS_SCALE, LOSS_SCALE_STEPS = "loss_scale", "loss_scale_steps"
 
-
-def owned_slices(training: TrainingStep, rank: int, world_size: int) -> Iterator[StateSlice]:
+def owned_slices(training: StepState) -> Iterator[StateSlice]:
     """What a worker writes: its shards, and an equal part of each tensor that all workers hold whole."""
+    rank, world_size = training.rank, training.plan.world_size
     yield from training.state_slices()
     for kind, tensors in training.replicated_state().items():
         for name, tensor in tensors.items():
@@ -35,7 +30,7 @@ def owned_slices(training: TrainingStep, rank: int, world_size: int) -> Iterator
                 yield StateSlice(kind, name, start, tensor.view(-1)[start:stop])
 
 
-def held_slices(training: TrainingStep) -> Iterator[StateSlice]:
+def held_slices(training: StepState) -> Iterator[StateSlice]:
     """What a worker reads back: its shards, and all that every worker holds whole."""
     yield from training.state_slices()
     for kind, tensors in training.replicated_state().items():
@@ -43,24 +38,14 @@ def held_slices(training: TrainingStep) -> Iterator[StateSlice]:
             yield StateSlice(kind, name, 0, tensor.view(-1))
 
 
-def counters_of(engine: Engine, training: TrainingStep) -> dict[str, int | float | str]:
-    """State that is no tensor."""
-    return {
-        OPTIMIZER_STEPS: engine.optimizer_steps,
-        SKIPS_IN_A_ROW: training.skips_in_a_row,
-        LOSS_SCALE: training.loss_scale.factor,
-        LOSS_SCALE_STEPS: training.loss_scale.good_steps,
-    }
-
-
-def draft_of(lease: Lease, step: int, digest: bytes, engine: Engine, training: TrainingStep) -> Draft:
+def draft_of(lease: Lease, step: int, digest: bytes, training: StepState) -> Draft:
     """What all workers know of the checkpoint after ``step`` steps."""
     return Draft(
         step=step,
         attempt=lease.attempt,
-        world_size=engine.world_size,
+        world_size=training.plan.world_size,
         tensors=training.tensor_sizes(),
-        counters=counters_of(engine, training),
+        counters=dict(training.counters()),
         digest_of_ids=digest.hex(),
     )
 
@@ -71,8 +56,7 @@ def save_state(
     lease: Lease,
     step: int,
     digest: bytes,
-    engine: Engine,
-    training: TrainingStep,
+    training: StepState,
 ) -> CheckpointManifest:
     """Write and commit the state after ``step`` steps, and wait for it; all workers call it, all return or raise.
 
@@ -82,38 +66,33 @@ def save_state(
         FencedError: a newer attempt holds the lease.
         StorageError: the store failed for longer than its retries last.
     """
-    draft = draft_of(lease, step, digest, engine, training)
-    all_do(lambda: write_part(store, draft, engine.rank, list(owned_slices(training, engine.rank, engine.world_size))))
+    draft = draft_of(lease, step, digest, training)
+    all_do(lambda: write_part(store, draft, training.rank, list(owned_slices(training))))
     return first_does(lambda: assemble(store, log, lease, draft))
 
 
-def load_state(store: ShardSource, manifest: CheckpointManifest, engine: Engine, training: TrainingStep) -> None:
-    """Make engine and step what they were; every worker reads the byte ranges that it holds now, and no others.
+def load_state(store: ShardSource, manifest: CheckpointManifest, training: StepState) -> None:
+    """Make students and teachers what they were; every worker reads the byte ranges that it holds now, and no others.
 
     Args:
         store: Where the shards lie.
         manifest: Of the checkpoint.
-        engine: To be restored.
         training: To be restored.
 
     Raises:
         IncompatibleCheckpointError: the checkpoint is of another model.
         CorruptCheckpointError: bytes are not those that were committed.
     """
-    counters = manifest.counters
 
     def read() -> None:
         check_fits(manifest, training.tensor_sizes())
         reader = CheckpointReader(store, manifest)
-        engine.prepare_restore(int(counters[OPTIMIZER_STEPS]))
+        training.prepare_restore(manifest.counters)
         for part in held_slices(training):
             part.values.copy_(reader.read(part.kind, part.parameter, part.offset, part.offset + part.values.numel()))
 
     all_do(read)
-    engine.finish_restore()
-    training.skips_in_a_row = int(counters.get(SKIPS_IN_A_ROW, 0))
-    if LOSS_SCALE in counters and training.loss_scale.can_fall:  # a run that went on in fp16
-        training.loss_scale = LossScale(float(counters[LOSS_SCALE]), int(counters[LOSS_SCALE_STEPS]))
+    training.finish_restore(manifest.counters)
 
 
 def check_fits(manifest: CheckpointManifest, expected: Mapping[str, int]) -> None:

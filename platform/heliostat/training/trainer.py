@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.elastic.standby import StandbyKind, import_hook
 from heliostat.elastic.supervisor import SupervisorSpec
 from heliostat.errors import TrainingFailedError
@@ -81,7 +81,7 @@ def fit(spec: RunSpec, use_gpu: bool, attempt: Callable[[dict[str, Any]], None] 
             ) from error
 
 
-def worker_resources(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, float]:
+def worker_resources(recipe: TrainingRecipe, use_gpu: bool) -> dict[str, float]:
     """Ray resources of one worker."""
     scaling = recipe.scaling
     gpu = {"GPU": 1.0} if use_gpu else {}
@@ -94,7 +94,7 @@ def run_id_of(root: Store, name: str) -> str:
     return f"{name}-{hashlib.sha256(root.url.encode()).hexdigest()[:8]}"
 
 
-def _standby(recipe: PretrainRecipe, environment: dict[str, str]) -> list[StandbyKind]:
+def _standby(recipe: TrainingRecipe, environment: dict[str, str]) -> list[StandbyKind]:
     kinds = [StandbyKind(environment, 1, is_nested=False)]
     if recipe.streaming.crops_on == "trainer":
         of_feeder = {**environment, **feeder_env(environment)}
@@ -102,7 +102,7 @@ def _standby(recipe: PretrainRecipe, environment: dict[str, str]) -> list[Standb
     return kinds
 
 
-def _worker_env(recipe: PretrainRecipe, use_gpu: bool) -> dict[str, str]:
+def _worker_env(recipe: TrainingRecipe, use_gpu: bool) -> dict[str, str]:
     cpus = str(max(1, int(recipe.scaling.cpus_per_worker)))
     kernels = DETERMINISTIC_ENV if recipe.training.deterministic else {}
     hook = import_hook("heliostat.training.warm_up.of_worker") if recipe.scaling.standby_after_s is not None else {}

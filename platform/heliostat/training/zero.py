@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.checkpoint.format import StateSlice
-from heliostat.config.pretrain import TrainingConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.data.slots import SlotPlan
 from heliostat.models.block import Block
 from heliostat.objectives.engine import WholeState, apply_schedule, new_optimizer

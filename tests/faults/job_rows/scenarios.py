@@ -24,7 +24,8 @@ from heliostat_jobs.submission import records
 from heliostat_jobs.submission.client import JobState
 from heliostat_jobs.submission.ray_jobs import RayJobs
 
-STEPS = 60
+STEPS = 80
+"""So many that a run does not end while it is asked to."""
 
 
 def driver_killed(rig: JobRig) -> float:
@@ -53,7 +54,8 @@ def driver_killed(rig: JobRig) -> float:
     wait_until(lambda: _steps(rig, "walk") > done, "a step after the loss")
     recovered_s = time.monotonic() - killed
     handle.cancel()
-    assert handle.wait(PATIENCE_S).state is JobState.CANCELLED
+    ended = handle.wait(PATIENCE_S)
+    assert ended.state is JobState.CANCELLED, ended
     again = rig.client().submit(path)
     assert again.wait(PATIENCE_S).state is JobState.FINISHED, list(again.logs())[-5:]
     assert again.result()["steps"] == STEPS

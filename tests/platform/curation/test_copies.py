@@ -31,11 +31,26 @@ def test_copies__show_the_same_and_are_not_the_same(name: str, make: Copy) -> No
 
 
 def test_dct_hashes__find_light_copies_and_tell_scenes_apart() -> None:
-    planted = plant(SCENES, {name: COPIES[name] for name in ("recompressed", "resized", "recoloured")}, hashed, 0)
-    threshold = calibrate(planted)
-    found = judge(planted, threshold)
+    kinds = {name: COPIES[name] for name in ("recompressed", "resized", "recoloured")}
+    threshold = calibrate([plant(SCENES, {name: make}, hashed, 0) for name, make in kinds.items()])
+    found = judge(plant(SCENES, kinds, hashed, 0), threshold)
     assert found.precision >= 0.98
     assert found.recall >= 0.98
+
+
+def test_calibrate__gives_no_kind_up_for_another() -> None:
+    """Three images at right angles, with copies at an angle of their own."""
+
+    def copies_at(cosine: float) -> Planted:
+        vectors = np.zeros((6, 6), dtype=np.float32)
+        for number in range(3):
+            vectors[number, 2 * number] = 1
+            vectors[3 + number, 2 * number : 2 * number + 2] = cosine, (1 - cosine**2) ** 0.5
+        return Planted(vectors, np.tile(np.arange(3), 2))
+
+    easy, hard = copies_at(0.9), copies_at(0.6)
+    assert calibrate([easy]) == pytest.approx(0.9, abs=0.0051)
+    assert calibrate([easy, hard]) == calibrate([hard, easy]) == pytest.approx(0.6, abs=0.0051)
 
 
 def test_judge__counts_pairs_within_components() -> None:

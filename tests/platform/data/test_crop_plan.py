@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crop_plan import CropPlans, PhotometricPlan, plan_crops
 
 CONFIG = AugmentationConfig()

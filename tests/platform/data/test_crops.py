@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support.worlds import encoded_images
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data.crop_plan import plan_crops
 from heliostat.data.crops import largest_shrink, slot_crops
 from heliostat.data.decode import decode_rgb

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.config.pretrain import DatasetConfig
+from heliostat.config.training import DatasetConfig
 from heliostat.data.mix import RunOrder, mix_period
 from heliostat.data.order import SampleOrder
 

@@ -26,7 +26,7 @@ from support.colours import (
     solarized,
 )
 
-from heliostat.config.pretrain import AugmentationConfig
+from heliostat.config.training import AugmentationConfig
 from heliostat.data import photometric, photometric_torch
 from heliostat.data.crop_plan import PhotometricPlan, plan_crops
 

@@ -9,7 +9,7 @@ from support.closed_form import det, det_parameters
 from support.golden import GOLDEN, close
 
 from heliostat.config.model import ModelConfig
-from heliostat.config.pretrain import HeadSizes
+from heliostat.config.objective import HeadSizes
 from heliostat.models.heads import ProjectionHead
 from heliostat.models.vit import VisionTransformer
 

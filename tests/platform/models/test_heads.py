@@ -2,7 +2,7 @@ from typing import Literal
 
 import torch
 
-from heliostat.config.pretrain import HeadSizes
+from heliostat.config.objective import HeadSizes
 from heliostat.models.heads import LinearPrototypes, ProjectionHead, Prototypes
 
 SIZES = HeadSizes(hidden=32, bottleneck=16, prototypes=24)

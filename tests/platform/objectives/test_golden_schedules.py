@@ -3,7 +3,8 @@
 import pytest
 from support.golden import GOLDEN, close
 
-from heliostat.config.pretrain import ObjectiveConfig, TrainingConfig
+from heliostat.config.objective import ObjectiveConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.objectives.groups import GroupRule, rule_of
 from heliostat.objectives.schedules import values_at
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heliostat.config.pretrain import GramConfig
+from heliostat.config.objective import GramConfig
 from heliostat.objectives.gram import gram_loss, gram_teacher_refreshes, resize_features
 
 SEEDS = st.integers(0, 10**6)

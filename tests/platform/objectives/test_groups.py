@@ -1,7 +1,8 @@
 import torch
 from support.worlds import tiny_recipe
 
-from heliostat.config.pretrain import PretrainRecipe, TrainingConfig
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingConfig
 from heliostat.objectives.groups import GroupRule, parameter_groups, rule_of
 from heliostat.objectives.networks import Network
 from heliostat.objectives.schedules import values_at

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support.slots import masks_of
 from support.worlds import tiny_recipe
 from torch import Tensor
 
@@ -64,7 +65,9 @@ def random_targets(batch: SlotBatch, gram: Tensor | None = None) -> SlotTargets:
         z = random(views, items, objective.head_bottleneck)
         return Targets(z, Layer.of(layer, z.dtype), random(objective.prototypes), 2.0)
 
-    return SlotTargets(cls=drawn(2, len(batch.global_crops) // 2), masked=drawn(1, int(batch.masks.sum())), gram=gram)
+    return SlotTargets(
+        cls=drawn(2, len(batch.global_crops) // 2), patches=drawn(1, int(masks_of(batch).sum())), gram=gram
+    )
 
 
 def distributions(targets: Targets) -> Tensor:
@@ -77,13 +80,13 @@ def test_network__losses_equal_loops_over_crops() -> None:
     net, batch = network(), slot()
     given_targets = random_targets(batch)
     found = net(batch, given_targets)
-    (whole,) = net.backbone([batch.global_crops], [batch.masks], [([a[0]], [b[0]]) for a, b in batch.drops or []])
+    (whole,) = net.backbone([batch.global_crops], [masks_of(batch)], [([a[0]], [b[0]]) for a, b in batch.drops or []])
     (local,) = net.backbone([batch.local_crops], None, [([a[1]], [b[1]]) for a, b in batch.drops or []])
 
     def entropy(p: Tensor, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits[None] / RECIPE.objective.student_temperature, p[None])
 
-    cls_p, masked_p = distributions(given_targets.cls), distributions(given_targets.masked)
+    cls_p, masked_p = distributions(given_targets.cls), distributions(given_targets.patches)
     of_global: list[Tensor] = []
     of_local: list[Tensor] = []
     for image in range(IMAGES):
@@ -101,7 +104,7 @@ def test_network__losses_equal_loops_over_crops() -> None:
     rows = iter(masked_p)
     per_crop: list[Tensor] = []
     for crop in range(2 * IMAGES):
-        tokens = batch.masks[crop].nonzero().flatten().tolist()
+        tokens = masks_of(batch)[crop].nonzero().flatten().tolist()
         losses = [entropy(next(rows), net.ibot_head(whole.patches_BND[crop, token])) for token in tokens]
         per_crop.append(torch.stack(losses).mean() if losses else torch.zeros(()))
     torch.testing.assert_close(found["ibot"], torch.stack(per_crop).mean())
@@ -148,7 +151,7 @@ def test_network__a_shared_head_serves_both_losses() -> None:
     mine, expected = shared(batch, targets), separate(batch, targets)
     for term in TERMS:
         torch.testing.assert_close(mine[term], expected[term])
-    torch.testing.assert_close(shared.view(batch).masked, separate.view(batch).masked)
+    torch.testing.assert_close(shared.view(batch).patches[0], separate.view(batch).patches[0])
 
 
 def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
@@ -158,7 +161,7 @@ def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
     without, found = net(batch, random_targets(batch)), net(batch, random_targets(batch, anchor))
     for term in set(TERMS) - {"loss", "gram"}:
         torch.testing.assert_close(found[term], without[term])
-    (whole,) = net.backbone([batch.global_crops], [batch.masks], [([a[0]], [b[0]]) for a, b in batch.drops or []])
+    (whole,) = net.backbone([batch.global_crops], [masks_of(batch)], [([a[0]], [b[0]]) for a, b in batch.drops or []])
     mine, theirs = (F.normalize(x, dim=-1) for x in (whole.patches_BND, anchor))
     expected = (mine @ mine.mT - theirs @ theirs.mT).square().mean()
     torch.testing.assert_close(found["gram"], expected)
@@ -167,7 +170,7 @@ def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
 
 def test_network__a_slot_without_any_mask_has_no_patch_loss() -> None:
     net, batch = network(), slot()
-    bare = SlotBatch(batch.global_crops, batch.local_crops, torch.zeros_like(batch.masks), None)
+    bare = SlotBatch(batch.global_crops, batch.local_crops, torch.zeros_like(masks_of(batch)), None)
     losses = net(bare, random_targets(bare))
     assert losses["ibot"].item() == 0
     losses["loss"].backward()
@@ -180,9 +183,9 @@ def test_view__is_of_unmasked_crops_without_drops() -> None:
     (tokens,) = net.backbone([batch.global_crops])
     expected_cls = F.normalize(net.dino_head.mlp(tokens.cls_BD), dim=-1).detach()
     torch.testing.assert_close(view.cls.flatten(0, 1), expected_cls)
-    places = batch.masks.nonzero().tolist()
-    assert len(view.masked) == len(places)
-    for row, (crop, patch) in zip(view.masked, places, strict=True):
+    places = masks_of(batch).nonzero().tolist()
+    assert len(view.patches[0]) == len(places)
+    for row, (crop, patch) in zip(view.patches[0], places, strict=True):
         expected = F.normalize(net.ibot_head.mlp(tokens.patches_BND[crop, patch]), dim=-1)
         torch.testing.assert_close(row, expected.detach())
     assert not view.cls.requires_grad

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.config.pretrain import ObjectiveConfig, TrainingConfig
+from heliostat.config.objective import ObjectiveConfig
+from heliostat.config.training import TrainingConfig
 from heliostat.objectives.schedules import cosine, peak_lr, values_at
 
 OBJECTIVE = ObjectiveConfig()

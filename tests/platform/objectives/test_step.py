@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.closed_form import det_parameters
 from support.plain_step import PlainRun, PlainSettings
+from support.slots import masks_of
 from torch import Tensor
 
 import heliostat.objectives
@@ -261,11 +262,11 @@ def test_run__a_step_that_is_not_finite_leaves_no_trace(value: float, where: str
     assert result.skipped.sample_ids == bad[1].ids
     assert result.skipped.reason.startswith("step 1 is not finite (loss nan")
     assert same(everything(step), before)
-    assert step.skips_in_a_row == 1
+    assert step.learner.skips_in_a_row == 1
     # Nor in Adam's moments, its count of steps or a gradient: the next step is that of a run without the bad one.
     after = step.run(2, pair(2), VALUES[2])
     assert after.skipped is None
-    assert step.skips_in_a_row == 0
+    assert step.learner.skips_in_a_row == 0
     undisturbed.run(0, pair(0), VALUES[1])
     undisturbed.run(2, pair(2), VALUES[2])
     assert same(everything(step), everything(undisturbed))
@@ -347,7 +348,7 @@ def test_run__the_gram_loss_is_part_of_the_loss_from_its_step_on() -> None:
     first = [step.run(0, [slot], VALUES[1]) for step in (plain, anchored)]
     assert first[0].terms == first[1].terms
     assert same(copied(plain.student), copied(anchored.student))
-    whole = anchored.student.backbone([slot.global_crops], [slot.masks])[0].patches_BND
+    whole = anchored.student.backbone([slot.global_crops], [masks_of(slot)])[0].patches_BND
     (large,) = anchored.teacher.backbone([slot.gram_crops])
     maps = large.patches_BND.mT.unflatten(2, (8, 8))
     anchor = torch.nn.functional.interpolate(maps, (4, 4), mode="bicubic").flatten(2).mT
@@ -394,8 +395,8 @@ def test_single_process_step__goes_on_at_a_higher_resolution() -> None:
 def test_run__refuses_slots_that_do_not_fit_together() -> None:
     step, slot = single_process_step(recipe_of()), in_single(slot_of(0))
     for wrong in (
-        replace(slot, masks=slot.masks[:1]),
-        replace(slot, masks=slot.masks.to(torch.uint8)),
+        replace(slot, masks=masks_of(slot)[:1]),
+        replace(slot, masks=masks_of(slot).to(torch.uint8)),
         replace(slot, local_crops=slot.local_crops[:0]),
         replace(slot, local_crops=slot.local_crops[:-1]),
         replace(slot, global_crops=slot.global_crops[:-1]),

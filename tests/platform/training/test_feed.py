@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from support.slots import masks_of
 from support.worlds import samples_at, step_input, tiny_recipe
 
 from heliostat.config.model import RopeConfig
@@ -73,7 +74,7 @@ def assert_same_slot(mine: SlotInput, theirs: SlotInput) -> None:
     assert mine.ids == theirs.ids
     np.testing.assert_array_equal(mine.crops.global_crops, theirs.crops.global_crops)
     np.testing.assert_array_equal(mine.crops.local_crops, theirs.crops.local_crops)
-    assert torch.equal(mine.masks, theirs.masks)
+    assert torch.equal(masks_of(mine), masks_of(theirs))
     assert str(mine.drops) == str(theirs.drops)
 
 
@@ -112,7 +113,7 @@ def test_prepare_slot__draws_depend_on_seed_step_slot_and_position_alone() -> No
         alone = slot_crops(RECIPE.augmentation, RECIPE.seed, [position], [data])
         np.testing.assert_array_equal(prepared.crops.global_crops[image::4], alone.global_crops)
         np.testing.assert_array_equal(prepared.crops.local_crops[image::4], alone.local_crops)
-    assert torch.equal(prepared.masks, draw_masks(Draws(7, "mask", 9, 2), 8, 4, 0.5, (0.1, 0.5)))
+    assert torch.equal(masks_of(prepared), draw_masks(Draws(7, "mask", 9, 2), 8, 4, 0.5, (0.1, 0.5)))
     assert str(prepared.drops) == str(draw_drops(7, 9, 2, 2, (8, 8), 0.1))
 
 
@@ -121,7 +122,7 @@ def test_slot_batch__normalises_and_keeps_the_draws() -> None:
     batch = slot_batch(prepared, torch.device("cpu"))
     assert torch.equal(batch.global_crops, normalise(prepared.crops.global_crops))
     assert torch.equal(batch.local_crops, normalise(prepared.crops.local_crops))
-    assert torch.equal(batch.masks, prepared.masks)
+    assert torch.equal(masks_of(batch), masks_of(prepared))
     assert str(batch.drops) == str(prepared.drops)
     assert batch.ids == tuple(prepared.ids)
     assert (batch.jitters, batch.gram_crops) == (None, None)

@@ -1,14 +1,19 @@
 """FLOPs from the recipe against those that torch counts in a real step."""
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from support.distilling import students_of
+from support.slots import masks_of
 from support.worlds import CPU_DEVICE, new_networks, step_input, tiny_recipe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives import cross_entropy
@@ -17,7 +22,9 @@ from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import slot_batch
 from heliostat.training.planning.flops import LOGIT_CHUNK_BYTES, expected_masked, step_flops
+from heliostat.training.planning.networks import Networks
 from heliostat.training.planning.shapes import parameter_shapes
+from heliostat.training.students import new_training
 
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {},
@@ -58,12 +65,37 @@ def counted_flops(recipe: PretrainRecipe) -> tuple[int, float]:
     training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher)
     prepared = step_input(recipe, training.plan, 0, 0)
     slots = [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots]
-    masked = sum(int(slot.masks.sum()) for slot in slots) / len(slots)
+    masked = sum(int(masks_of(slot).sum()) for slot in slots) / len(slots)
+    return counted(lambda: training.run(0, slots)), masked
+
+
+def counted(work: Callable[[], object]) -> int:
     # The product's own path on CPUs, of which torch's counter does not know.
     known = {torch.ops.mkldnn._linear_pointwise: linear_flops}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
-        training.run(0, slots)
-    return counter.get_total_flops(), masked
+        work()
+    total: int = counter.get_total_flops()
+    return total
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointing: str) -> None:
+    tree = tiny_recipe(activation_checkpointing=checkpointing).model_dump()
+    recipe = DistillRecipe.model_validate(students_of(tree, "big"))
+    teacher = changed(model={"embed_dim": 64, "registers": 2}, objective={"head_hidden": 40})
+    network, _ = new_networks(teacher)
+    training = new_training(recipe, new_plain_engine, network, CPU_DEVICE, lambda _: nullcontext())
+    slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, training.plan, 0, 0).slots]
+    planned = Networks.of(recipe, teacher)
+    flops = planned.flops(recipe.training.slots)
+    assert flops.executed == pytest.approx(counted(lambda: training.run(0, slots)), rel=TOLERANCE)
+    by_network = planned.flops_by_network()
+    assert list(by_network) == ["teacher", "small", "coarse"]
+    assert sum(by_network.values()) == pytest.approx(flops.model / recipe.training.global_batch)
+
+
+def new_plain_engine(student: Network, recipe: PretrainRecipe) -> PlainEngine:
+    return PlainEngine(student, recipe.training)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +109,7 @@ def test_step_flops__are_those_that_torch_counts(name: str) -> None:
 def test_step_flops__masks_in_expectation_are_near_those_drawn() -> None:
     recipe = changed(training={"global_batch": 64, "slot_batch": 16}, augmentation={"global_px": 56, "local_px": 28})
     plan = SlotPlan(recipe.training.slots, 1)
-    drawn = [int(slot.masks.sum()) for step in range(3) for slot in step_input(recipe, plan, 0, step).slots]
+    drawn = [int(masks_of(slot).sum()) for step in range(3) for slot in step_input(recipe, plan, 0, step).slots]
     assert sum(drawn) / len(drawn) == pytest.approx(expected_masked(recipe), rel=0.03)
 
 

@@ -4,14 +4,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.distilling import students_of
+from support.slots import masks_of
 from support.worlds import CPU_DEVICE, new_networks, run_world, step_input, tiny_recipe
 from torch import Tensor
 
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import InvalidValueError, TooManyWorkersError
@@ -20,7 +24,9 @@ from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import slot_batch
 from heliostat.training.planning.communication import Payload, step_payload
 from heliostat.training.planning.memory import activations_bytes, worker_memory
+from heliostat.training.planning.networks import Networks
 from heliostat.training.planning.plan import Machine, plan, usual_workers
+from heliostat.training.students import new_training
 from heliostat.training.zero import ZeroEngine
 
 WORKERS = 2
@@ -117,6 +123,33 @@ def test_plan__is_what_a_world_of_two_sends_and_holds(stage: int) -> None:
     assert held["parameters"] == pytest.approx(at_most, rel=1e-3) if stage < 3 else held["parameters"] < at_most
 
 
+def distilled_step(rank: int, world_size: int, recipe: DistillRecipe) -> dict[str, int]:
+    """What a world of two sends in a step with two students."""
+    tally = CollectiveTally()
+
+    def new_engine(student: Network, of_student: PretrainRecipe) -> ZeroEngine:
+        return ZeroEngine(student, of_student.training, SlotPlan(recipe.training.slots, world_size), CPU_DEVICE)
+
+    teacher, _ = new_networks(wide_recipe())
+    training = new_training(recipe, new_engine, teacher, CPU_DEVICE, lambda _: nullcontext())
+    for step in range(STEPS):
+        tally.bytes.clear()
+        prepared = step_input(recipe, training.plan, rank, step)
+        training.run(step, [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots])
+    return dict(tally.bytes)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_plan__of_a_distillation_is_what_a_world_of_two_sends(stage: int) -> None:
+    tree = students_of(wide_recipe(zero_stage=stage).model_dump(), "big")
+    tree["students"][0]["model"] = {**tree["students"][0]["model"], "embed_dim": 192, "heads": 4}
+    recipe = DistillRecipe.model_validate(tree)
+    sent = run_world(WORKERS, distilled_step, recipe)[0]
+    planned = Networks.of(recipe, wide_recipe()).payload(recipe.training.slots // WORKERS, WORKERS)
+    for kind in ("all_reduce", "reduce_scatter", "all_gather"):
+        assert getattr(planned, kind) == pytest.approx(sent.get(kind, 0), rel=0.005), kind
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_plan__stage_2_reduces_in_every_round_and_stage_1_once(stage: int) -> None:
     recipe = wide_recipe(zero_stage=stage)
@@ -158,10 +191,10 @@ def kept_by_autograd(recipe: PretrainRecipe) -> int:
 
 
 def backbone_outputs(student: Network, slot: Any) -> list[Any]:
-    masked = slot.masked()
+    masked = slot.compared(student.backbone.config.patch_px)
     wanted = [masked, masked.new_empty(0)]
     crops = [slot.global_crops, slot.local_crops]
-    return list(student.backbone(crops, [slot.masks, None], slot.drops, wanted=wanted))
+    return list(student.backbone(crops, [masks_of(slot), None], slot.drops, wanted=wanted))
 
 
 def test_plan__idle_rounds_cost_time_and_are_told() -> None:

@@ -81,10 +81,10 @@ class Worker:
         states = {}
         with ExitStack() as stack:
             lease = self.log.acquire_lease("test")
-            reporter = Reporter(RECIPE, self.store, lease.attempt, 0, self.training.plan, CPU_DEVICE, stack)
+            reporter = Reporter(RECIPE, self.store, lease.attempt, 0, self.training.plan, CPU_DEVICE, stack, 1e6)
             ledger = SampleLedger(self.training.plan, EMPTY)
             MAILBOX.assignment = Assignment(tuple(holders), tuple(holders))
-            snapshots = Snapshots(1, reporter, RunState(self.engine, self.training, ledger, lease), 0)
+            snapshots = Snapshots(1, reporter, RunState(self.training, ledger, lease), 0)
             for step in range(steps):
                 prepared = step_input(RECIPE, self.training.plan, 0, step)
                 result = self.training.run(step, [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots])
@@ -93,7 +93,7 @@ class Worker:
                 states[step + 1] = whole_state(self.training, self.engine)
                 if step + 1 == saved:
                     digest = ledger.exchange()
-                    save_state(self.store, self.log, lease, saved, digest, self.engine, self.training)
+                    save_state(self.store, self.log, lease, saved, digest, self.training)
                 if step + 1 == kept:
                     snapshots.take_if_due(False, kept)
             while snapshots.is_busy:
@@ -102,7 +102,7 @@ class Worker:
 
     def restore(self, holders: list[Any]) -> Restored | None:
         """As a new attempt."""
-        return Restorer(self.store, self.log, Agreement(), self.engine, self.training).restore(holders)
+        return Restorer(self.store, self.log, Agreement(), self.training).restore(holders)
 
     def assert_is(self, state: dict[str, torch.Tensor]) -> None:
         """Every bit of it."""

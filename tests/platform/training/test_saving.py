@@ -53,9 +53,9 @@ class Worker:
         """A new run from where training is."""
         store = open_store(folder)
         lease = first_does(lambda: CommitLog(store).acquire_lease("test"))
-        reporter = Reporter(self.recipe, store, lease.attempt, self.rank, self.training.plan, CPU_DEVICE, stack)
+        reporter = Reporter(self.recipe, store, lease.attempt, self.rank, self.training.plan, CPU_DEVICE, stack, 1e6)
         slow = store if before_write is None else MortalStore(store, before_write)
-        state = RunState(self.engine, self.training, self.ledger, lease)
+        state = RunState(self.training, self.ledger, lease)
         self._reporter = reporter
         return Saver(self.recipe, slow, reporter, self.agreement, state, self.done, stack), lease
 
@@ -79,7 +79,7 @@ class Worker:
         """A copy of this worker's state."""
         return {
             (each.kind, each.parameter, each.offset): each.values.detach().clone()
-            for each in owned_slices(self.training, self.rank, self.engine.world_size)
+            for each in owned_slices(self.training)
         }
 
     def shared_error(self, saver: Saver) -> str:
@@ -124,7 +124,7 @@ def work(rank: int, world_size: int, recipe: PretrainRecipe, folder: str) -> dic
 
     store = open_store(f"{folder}/pending")
     first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))
-    restored = Restorer(store, CommitLog(store), worker.agreement, worker.engine, worker.training).restore()
+    restored = Restorer(store, CommitLog(store), worker.agreement, worker.training).restore()
     seen["restored"] = restored and (restored.manifest.step, restored.rejected)
     seen["state"] = worker.slices()
     first_does(lambda: flip_last_byte(store, f"{checkpoint_folder(6, 1)}/rank-00001.safetensors"))  # as it was

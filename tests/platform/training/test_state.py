@@ -52,7 +52,7 @@ def attempt(
     start, digest = 0, EMPTY
     training = TrainingStep(recipe, engine, teacher)
     if choice is not None:
-        load_state(store, choice.manifest, engine, training)
+        load_state(store, choice.manifest, training)
         start, digest = choice.manifest.step, bytes.fromhex(choice.manifest.digest_of_ids)
     ledger = SampleLedger(training.plan, digest)
     trace = Trace()
@@ -64,7 +64,7 @@ def attempt(
             slots[0].global_crops[0, 0, 0, 0] = float("nan")
         trace.terms.append(training.run(step, slots).terms)
         ledger.consumed(prepared)
-    save_state(store, log, lease, until, ledger.exchange(), engine, training)
+    save_state(store, log, lease, until, ledger.exchange(), training)
     note_state(trace, training, engine)
     return trace
 

@@ -178,7 +178,7 @@ def test_loss_scale__a_step_whose_gradient_overflows_is_computed_again_and_not_l
         student, teacher = new_networks(recipe)
         engine = PlainEngine(student, recipe.training)
         training = TrainingStep(recipe, engine, teacher)
-        training.loss_scale = LossScale(scale)
+        training.learner.loss_scale = LossScale(scale)
         slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, training.plan, 0, 0).slots]
         assert training.run(0, slots).skipped is None
         assert engine.optimizer_steps == 1
@@ -188,13 +188,13 @@ def test_loss_scale__a_step_whose_gradient_overflows_is_computed_again_and_not_l
     broken = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher)
     student.backbone.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
     slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, broken.plan, 0, 0).slots]
-    before = broken.loss_scale
+    before = broken.learner.loss_scale
     assert broken.run(0, slots).skipped is not None
-    assert broken.loss_scale == before  # it was not to blame
+    assert broken.learner.loss_scale == before  # it was not to blame
 
     lowered, state = first_step(2.0**40)
-    assert 1 < lowered.loss_scale.factor < 2.0**40
-    _, expected = first_step(lowered.loss_scale.factor)
+    assert 1 < lowered.learner.loss_scale.factor < 2.0**40
+    _, expected = first_step(lowered.learner.loss_scale.factor)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
@@ -318,7 +318,7 @@ def train_through_bad_steps(rank: int, world_size: int, recipe: PretrainRecipe) 
         with infinite_gradient(engine, kind == "g" and rank == 0):
             result = run_step(training, engine, recipe, step, kind, seen)
         seen.skipped.append(result.skipped and (result.skipped.reason, result.skipped.sample_ids))
-        seen.in_a_row.append(training.skips_in_a_row)
+        seen.in_a_row.append(training.learner.skips_in_a_row)
         after = bits(engine, training, recipe.training.zero_stage)
         seen.is_unchanged.append(before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in after))
         seen.adam_steps.append(engine.optimizer_steps)

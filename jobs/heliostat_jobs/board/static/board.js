@@ -5,7 +5,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CATEGORIES = ["productive", "data wait", "checkpoint", "evaluation", "lost work", "start", "recovery",
   "capacity wait", "down", "other"];
-const KINDS = ["pipeline", "pretrain", "curate", "evaluate", "export"];
+const KINDS = ["pipeline", "pretrain", "distill", "curate", "evaluate", "export"];
 const POLL_MS = 4000;
 const main = document.getElementById("main");
 const fresh = document.getElementById("fresh");
@@ -165,7 +165,7 @@ function details(job) {
     parts.push(section("Reports", ...job.reports.map((key) => element("p", {},
       element("a", { href: `/reports/${job.kind}/${encodeURIComponent(job.name)}/${key.split("/").map(encodeURIComponent).join("/")}` }, key)))));
   }
-  if (job.kind === "pretrain" && job.curve) parts.push(...run(job));
+  if (job.curve) parts.push(...run(job));
   else if (job.stages) parts.push(...pipeline(job));
   else if (job.result) parts.push(section("Result", element("pre", {}, JSON.stringify(job.result, null, 1).slice(0, 20000))));
   parts.push(...job.datasets.map((name) => element("section", { "data-samples": name }, element("h2", {}, `Images of ${name}`))));

@@ -31,7 +31,12 @@ _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.js
 
 
 def load_backbone(
-    name_or_path: str | Path, *, channels: int | None = None, heads: int | None = None, step: int | None = None
+    name_or_path: str | Path,
+    *,
+    channels: int | None = None,
+    heads: int | None = None,
+    step: int | None = None,
+    student: str | None = None,
 ) -> VisionTransformer:
     """A trained backbone in fp32, in evaluation mode; the architecture is read from what is found.
 
@@ -60,10 +65,12 @@ def load_backbone(
         channels: Channels of the images; ``None`` as it was trained. See ``channels.inflate``.
         heads: Attention heads, where a bare file of tensors does not say it and they are not 64 wide.
         step: Of a run's checkpoint; ``None`` is the newest.
+        student: Of a distillation; ``None`` is its only one.
 
     Raises:
         WeightsNotFoundError: nothing is there.
-        InvalidValueError: ``channels`` or ``heads`` below 1, or a step of something that is no run.
+        InvalidValueError: ``channels`` or ``heads`` below 1, a step or student of something that is no run, or no such
+            student.
         UnreadableWeightsError: the file is broken, hostile or of no known kind, or holds integers, NaN or infinity.
         IncompatibleCheckpointError: it is not a DINOv2 backbone; says which tensors differ.
         NoCheckpointError: the run has no checkpoint, or none of this step.
@@ -71,7 +78,7 @@ def load_backbone(
     """
     _check_count("channels", channels)
     _check_count("heads", heads)
-    weights = read_weights(str(name_or_path), heads, step)
+    weights = read_weights(str(name_or_path), heads, step, student)
     return build(weights if channels is None else with_channels(weights, channels))
 
 
@@ -94,13 +101,16 @@ def with_channels(weights: Weights, channels: int) -> Weights:
     return replace(weights, config=config, tensors=tensors)
 
 
-def read_weights(name_or_path: str, heads: int | None = None, step: int | None = None) -> Weights:
+def read_weights(
+    name_or_path: str, heads: int | None = None, step: int | None = None, student: str | None = None
+) -> Weights:
     """What ``load_backbone`` builds its model of; same arguments and errors."""
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith("s3://") or (path / LOCK_KEY).is_file():
-        return read_run(open_store(name_or_path), step)[0]
-    if step is not None:
-        raise InvalidValueError(f"step {step} was asked for, but {name_or_path} is no run", "Leave the step out")
+        return read_run(open_store(name_or_path), step, student)[0]
+    for what, asked in (("step", step), ("student", student)):
+        if asked is not None:
+            raise InvalidValueError(f"{what} {asked} was asked for, but {name_or_path} is no run", f"Leave {what} out")
     if path.is_dir():
         return _read_folder(path, heads)
     if path.exists():

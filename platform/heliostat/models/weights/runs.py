@@ -8,9 +8,11 @@ from heliostat.checkpoint.format import CheckpointManifest, tensor_name
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import check_shards, load_manifest, newest_good
+from heliostat.config.distill import recipe_of_network
 from heliostat.config.kinds import Recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import unlock
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -28,37 +30,45 @@ TEACHER = "teacher"
 BACKBONE = "backbone."
 
 
-def read_run(run: Store, step: int | None = None) -> tuple[Weights, int]:
-    """The teacher's backbone of a run, and its step; the architecture is that of the run's lock file.
+def read_run(run: Store, step: int | None = None, student: str | None = None) -> tuple[Weights, int]:
+    """The backbone that a run delivers, and its step; the architecture is that of the run's lock file.
 
     Args:
         run: The run's own store.
         step: Of the checkpoint; None is the newest good one.
+        student: Of a distillation; None is its only one.
 
     Raises:
+        InvalidValueError: no such student.
         WeightsNotFoundError: this is no run.
         NoCheckpointError: nothing was committed yet, or nothing at this step.
         CorruptLockError: the lock file cannot be read.
     """
-    return read_teacher(run, _recipe(run), step)
+    return read_teacher(run, _recipe(run), step, student)
 
 
-def read_teacher(run: Store, recipe: PretrainRecipe, step: int | None = None) -> tuple[Weights, int]:
-    """The teacher's backbone, and its step; only its own bytes are read. Arguments and errors as of ``read_run``.
+def read_teacher(
+    run: Store, recipe: TrainingRecipe, step: int | None = None, student: str | None = None
+) -> tuple[Weights, int]:
+    """The backbone that is delivered, and its step: the teacher's, or a student's moving average.
+
+    Only its own bytes are read. Arguments and errors as of ``read_run``.
 
     Raises:
         IncompatibleCheckpointError: the checkpoint is of another model than the recipe's.
         CorruptCheckpointError: the checkpoint of this step is not whole.
     """
+    network = recipe_of_network(recipe, student)
+    prefix = "" if isinstance(recipe, PretrainRecipe) else f"{network.name}."
     if step is not None:
-        manifest = _of_step(run, recipe.name, step)
-        return _teacher(run, manifest, recipe), manifest.step
+        manifest = checkpoint_of_step(run, recipe.name, step)
+        return _teacher(run, manifest, network, prefix), manifest.step
     try:
         manifest = _newest(run, recipe.name, verify_bytes=False)
-        return _teacher(run, manifest, recipe), manifest.step
+        return _teacher(run, manifest, network, prefix), manifest.step
     except CorruptCheckpointError:  # found while reading, or retired meanwhile: choose again, reading every byte
         manifest = _newest(run, recipe.name, verify_bytes=True)
-        return _teacher(run, manifest, recipe), manifest.step
+        return _teacher(run, manifest, network, prefix), manifest.step
 
 
 def _newest(run: Store, name: str, verify_bytes: bool) -> CheckpointManifest:
@@ -68,7 +78,13 @@ def _newest(run: Store, name: str, verify_bytes: bool) -> CheckpointManifest:
     return choice.manifest
 
 
-def _of_step(run: Store, name: str, step: int) -> CheckpointManifest:
+def checkpoint_of_step(run: Store, name: str, step: int) -> CheckpointManifest:
+    """The checkpoint of a run's step; all of its parts are there.
+
+    Raises:
+        NoCheckpointError: there is none.
+        CorruptCheckpointError: it is not whole.
+    """
     entries = live_checkpoints(CommitLog(run).read())
     entry = next((entry for entry in reversed(entries) if entry.step == step), None)
     if entry is None:
@@ -79,13 +95,13 @@ def _of_step(run: Store, name: str, step: int) -> CheckpointManifest:
     return manifest
 
 
-def _teacher(run: Store, manifest: CheckpointManifest, recipe: PretrainRecipe) -> Weights:
+def _teacher(run: Store, manifest: CheckpointManifest, recipe: PretrainRecipe, prefix: str) -> Weights:
     grid = recipe.augmentation.global_px // recipe.model.patch_px
     shapes = expected_shapes(recipe.model, grid)
     origin = f"checkpoint {run.url}/{manifest.folder}"
-    check_shapes(_flat(shapes), _flat_teacher(manifest), origin)
+    check_shapes(_flat(shapes), _flat_teacher(manifest, prefix), origin)
     reader = CheckpointReader(run, manifest)
-    tensors = {name: reader.read_full(TEACHER, BACKBONE + name).view(shape) for name, shape in shapes.items()}
+    tensors = {name: reader.read_full(TEACHER, prefix + BACKBONE + name).view(shape) for name, shape in shapes.items()}
     return Weights(recipe.model, grid, tensors, origin)
 
 
@@ -94,12 +110,12 @@ def _flat(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: (math.prod(shape),) for name, shape in shapes.items()}
 
 
-def _flat_teacher(manifest: CheckpointManifest) -> dict[str, Shape]:
-    start = tensor_name(TEACHER, BACKBONE)
+def _flat_teacher(manifest: CheckpointManifest, prefix: str) -> dict[str, Shape]:
+    start = tensor_name(TEACHER, prefix + BACKBONE)
     return {name.removeprefix(start): (n,) for name, n in manifest.tensors.items() if name.startswith(start)}
 
 
-def _recipe(run: Store) -> PretrainRecipe:
+def _recipe(run: Store) -> TrainingRecipe:
     try:
         data = run.get(LOCK_KEY)
     except ObjectNotFoundError as error:
@@ -112,6 +128,6 @@ def _recipe(run: Store) -> PretrainRecipe:
         raise CorruptLockError(
             f"{run.url}/{LOCK_KEY} is not what this version wrote ({type(error).__name__})", "Put it back as it was"
         ) from error
-    if not isinstance(recipe, PretrainRecipe):
+    if not isinstance(recipe, TrainingRecipe):
         raise WeightsNotFoundError(f"{run.url} is a run of kind {recipe.kind}, which trains no model", "Name another")
     return recipe

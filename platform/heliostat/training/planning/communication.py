@@ -47,15 +47,41 @@ def step_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
         rounds: Backward passes of a step.
         workers: That share it.
     """
+    of_student, of_targets = student_payload(recipe, rounds, workers), targets_payload(recipe, rounds, workers)
+    return Payload(
+        of_student.all_reduce + of_targets.all_reduce,
+        of_student.reduce_scatter,
+        of_student.all_gather + of_targets.all_gather,
+    )
+
+
+def student_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
+    """Of a student's gradients and parameters; arguments as of ``step_payload``."""
     stage = recipe.training.zero_stage
-    vectors = _target_vectors(recipe)
     if workers == 1:
         return Payload(0, 0, 0)
     if stage == 3:
-        return _stage_3(recipe, rounds, workers, vectors)
+        return _stage_3(recipe, rounds, workers)
     gradients = _FP32 * sum(parameter_sizes(recipe).values())
     reductions = rounds if stage == 2 else 1
-    return Payload(reductions * gradients + vectors, 0, gradients if stage else 0)
+    return Payload(reductions * gradients, 0, gradients if stage else 0)
+
+
+def targets_payload(recipe: PretrainRecipe, rounds: int, workers: int, patch_sizes: int = 1) -> Payload:
+    """Of the teacher's pass and of finding the targets, of patches for each of the students' sizes of them.
+
+    Other arguments as of ``step_payload``.
+    """
+    if workers == 1:
+        return Payload(0, 0, 0)
+    vectors = _target_vectors(recipe, patch_sizes)
+    if recipe.training.zero_stage < 3:
+        return Payload(vectors, 0, 0)
+    padded = _padded(recipe, workers)
+    prototypes = sum(size for name, size in padded.items() if "last_layer" in name)
+    # Once for the targets, and once more to move centres.
+    gathers = 2 if recipe.objective.centring == "softmax" else 1
+    return Payload(vectors, 0, rounds * (sum(padded.values()) - prototypes) + gathers * prototypes)
 
 
 def is_persistent(elements: int) -> bool:
@@ -78,25 +104,24 @@ def kept_until_backward(recipe: PretrainRecipe) -> set[str]:
     return kept
 
 
-def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int, vectors: float) -> Payload:
-    # Each parameter is cut into equal shards; the last ones may be padding.
-    padded = {name: -(-size // workers) * workers * _FP32 for name, size in parameter_sizes(recipe).items()}
+def _padded(recipe: PretrainRecipe, workers: int) -> dict[str, int]:
+    """Bytes of each parameter cut into equal shards; the last ones may be padding."""
+    return {name: -(-size // workers) * workers * _FP32 for name, size in parameter_sizes(recipe).items()}
+
+
+def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
+    padded = _padded(recipe, workers)
     sizes = parameter_sizes(recipe)
     kept = kept_until_backward(recipe)
     persistent = sum(size for name, size in padded.items() if is_persistent(sizes[name]))
     in_round = sum(size * (1 if name in kept else 2) for name, size in padded.items() if not is_persistent(sizes[name]))
-    prototypes = sum(size for name, size in padded.items() if "last_layer" in name)
-    everything = sum(padded.values())
-    # Once for the targets, and once more to move centres.
-    gathers = 2 if recipe.objective.centring == "softmax" else 1
-    teacher = rounds * (everything - prototypes) + gathers * prototypes
-    return Payload(vectors, rounds * everything, rounds * in_round + persistent + teacher)
+    return Payload(0, rounds * sum(padded.values()), rounds * in_round + persistent)
 
 
-def _target_vectors(recipe: PretrainRecipe) -> float:
+def _target_vectors(recipe: PretrainRecipe, patch_sizes: int) -> float:
     """What finding the targets reduces: float64 sums, and one float32 maximum with Sinkhorn-Knopp."""
     objective = recipe.objective
-    prototypes = objective.dino_head_sizes.prototypes + objective.ibot_head_sizes.prototypes
+    prototypes = objective.dino_head_sizes.prototypes + patch_sizes * objective.ibot_head_sizes.prototypes
     if objective.centring == "softmax":
         return _FP64 * prototypes
     return (_FP32 + _FP64 * objective.sinkhorn_iterations) * prototypes

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from heliostat.config.model import ModelConfig
-from heliostat.config.pretrain import HeadSizes, PretrainRecipe
+from heliostat.config.objective import HeadSizes
+from heliostat.config.pretrain import PretrainRecipe
 
 LOGIT_CHUNK_BYTES = 32 * 2**20
 """What ``objectives/cross_entropy.py`` computes at once; a test holds them equal."""
-_GLOBAL_CROPS = 2
+GLOBAL_CROPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,15 @@ class StepFlops:
     teacher_heads: float
     gram: float
     """Gram teacher and Gram loss; 0 where it is off."""
-    repeated: float
+    repeated_targets: float
+    """The teacher's logits."""
+    repeated_blocks: float
+    """Of the students, under full activation checkpointing."""
+
+    @property
+    def repeated(self) -> float:
+        """What is computed again to save memory."""
+        return self.repeated_targets + self.repeated_blocks
 
     @property
     def model(self) -> float:
@@ -70,7 +79,7 @@ def student_groups(recipe: PretrainRecipe, masked: float | None = None) -> tuple
     model, augmentation, images = recipe.model, recipe.augmentation, recipe.training.slot_batch
     masked = expected_masked(recipe) if masked is None else masked
     shares = 1 - model.drop_path
-    sizes = ((augmentation.global_px, _GLOBAL_CROPS), (augmentation.local_px, augmentation.local_count))
+    sizes = ((augmentation.global_px, GLOBAL_CROPS), (augmentation.local_px, augmentation.local_count))
     groups = []
     for side, per_image in sizes:
         patches, crops = (side // model.patch_px) ** 2, per_image * images
@@ -85,7 +94,7 @@ def expected_masked(recipe: PretrainRecipe) -> float:
     """Masked patches of a slot in expectation: ratios are spread evenly, and their patches rounded down."""
     objective = recipe.objective
     patches = (recipe.augmentation.global_px // recipe.model.patch_px) ** 2
-    crops = int(_GLOBAL_CROPS * recipe.training.slot_batch * objective.mask_probability)
+    crops = int(GLOBAL_CROPS * recipe.training.slot_batch * objective.mask_probability)
     return crops * max(0.0, patches * sum(objective.mask_ratio) / 2 - 0.5)
 
 
@@ -104,17 +113,18 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
     seen_by_teacher = replace(whole, kept=whole.crops, wanted_patches=masked)
     embed, blocks = _embed(model, [whole, local]), _blocks(model, [whole, local])
     heads = _Heads.of(recipe, masked)
-    teacher_logits = heads.logits(_GLOBAL_CROPS * images)
-    student_rows = (_GLOBAL_CROPS + recipe.augmentation.local_count) * images
+    teacher_logits = heads.logits(GLOBAL_CROPS * images)
+    student_rows = (GLOBAL_CROPS + recipe.augmentation.local_count) * images
     gram, anchor = _gram(recipe)
     recomputed = blocks if recipe.training.activation_checkpointing == "full" else 0.0
     return StepFlops(
         student_backbone=slots * (2 * embed + 3 * blocks),  # images need no gradient
         student_heads=slots * (3 * heads.bottlenecks(student_rows) + 3 * heads.logits(student_rows) + heads.losses()),
         teacher_backbone=slots * (_embed(model, [whole]) + _blocks(model, [seen_by_teacher])),
-        teacher_heads=slots * (heads.bottlenecks(_GLOBAL_CROPS * images) + teacher_logits),
+        teacher_heads=slots * (heads.bottlenecks(GLOBAL_CROPS * images) + teacher_logits),
         gram=slots * (gram + anchor),
-        repeated=slots * (heads.target_passes(slots_per_worker) + recomputed),
+        repeated_targets=slots * heads.target_passes(slots_per_worker),
+        repeated_blocks=slots * recomputed,
     )
 
 
@@ -156,7 +166,7 @@ def _gram(recipe: PretrainRecipe) -> tuple[float, float]:
     if side is None:
         return 0.0, 0.0
     model = recipe.model
-    crops = _GLOBAL_CROPS * recipe.training.slot_batch
+    crops = GLOBAL_CROPS * recipe.training.slot_batch
     patches = (side // model.patch_px) ** 2
     seen = CropGroup(crops, patches, 1 + model.registers + patches, crops, 0.0)
     cosines = 2.0 * crops * (recipe.augmentation.global_px // model.patch_px) ** 4 * model.embed_dim
@@ -190,17 +200,17 @@ class _Heads:
     def losses(self) -> float:
         """The sum over a student view's targets, the products of distributions, KoLeo's cosines."""
         recipe = self.recipe
-        images, views = recipe.training.slot_batch, _GLOBAL_CROPS + recipe.augmentation.local_count
-        dino = 2.0 * images * views * (_GLOBAL_CROPS + 1) * self.dino.prototypes
+        images, views = recipe.training.slot_batch, GLOBAL_CROPS + recipe.augmentation.local_count
+        dino = 2.0 * images * views * (GLOBAL_CROPS + 1) * self.dino.prototypes
         ibot = 2.0 * self.masked * self.ibot.prototypes
         among = recipe.objective.koleo_group or images
-        return dino + ibot + 2.0 * _GLOBAL_CROPS * images * among * recipe.model.embed_dim
+        return dino + ibot + 2.0 * GLOBAL_CROPS * images * among * recipe.model.embed_dim
 
     def target_passes(self, slots_per_worker: int) -> float:
         """The teacher's logits beyond the one time that they are needed."""
         if self.recipe.objective.centring != "sinkhorn_knopp":
             return 0.0
-        crops = _GLOBAL_CROPS * self.recipe.training.slot_batch
+        crops = GLOBAL_CROPS * self.recipe.training.slot_batch
         return self._passes(crops * slots_per_worker, self.dino) * self._dino_logits(crops) + (
             self._passes(self.masked * slots_per_worker, self.ibot) * self._ibot_logits()
         )

@@ -70,6 +70,12 @@ def worker_memory(recipe: PretrainRecipe, workers: int) -> Memory:
     )
 
 
+def frozen_bytes(recipe: PretrainRecipe, workers: int) -> float:
+    """Of a network that learns nothing, with its heads: whole on every worker, but for stage 3."""
+    sizes = parameter_sizes(recipe).values()
+    return float(_FP32 * sum(-(-size // workers) if recipe.training.zero_stage == 3 else size for size in sizes))
+
+
 def _buckets(stage: int) -> float:
     """Stages 1 and 2 have two of them, to overlap communication; stage 3 has one."""
     return {0: 0, 1: 2, 2: 2, 3: 1}[stage] * BUCKET_ELEMENTS * _FP32

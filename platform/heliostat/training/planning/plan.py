@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import load_recipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import InvalidValueError
-from heliostat.training.planning.communication import step_payload
-from heliostat.training.planning.flops import StepFlops, step_flops
-from heliostat.training.planning.memory import Memory, worker_memory
+from heliostat.training.planning.flops import StepFlops
+from heliostat.training.planning.memory import Memory
+from heliostat.training.planning.networks import Networks
 from heliostat.training.planning.peaks import PEAKS, tabulated_peak
-from heliostat.training.planning.shapes import parameter_sizes
 
 _USUAL_WORKERS = (8, 16, 32, 64, 128, 256)
 _GIB = 2**30
@@ -89,6 +90,8 @@ class Plan:
     precision: str
     activation_checkpointing: str
     flops_per_image: float
+    flops_by_network: dict[str, float]
+    """Of a distillation, by student and for the teacher: what each adds to ``flops_per_image``."""
     by_workers: tuple[WorkersPlan, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -101,35 +104,41 @@ class Plan:
 
 
 def plan(
-    recipe: PretrainRecipe | str | Path, workers: Sequence[int] | None = None, machine: Machine | None = None
+    recipe: TrainingRecipe | str | Path,
+    workers: Sequence[int] | None = None,
+    machine: Machine | None = None,
+    teacher: PretrainRecipe | None = None,
 ) -> Plan:
     """What a run needs on each number of workers.
 
     Args:
-        recipe: Of a pre-training run, or the file that holds it.
+        recipe: Of a run that trains, or the file that holds it.
         workers: Numbers of workers, one GPU each; None takes 8 to 256, as far as there are slots for them.
         machine: The GPUs.
+        teacher: Of the run that trained the teacher of a distillation.
 
     Raises:
         TooManyWorkersError: more workers than a step has slots.
-        InvalidValueError: a recipe of another kind, or a GPU that the table does not know in the recipe's precision.
+        InvalidValueError: a recipe of another kind, a distillation without its teacher, or a GPU that the table does
+            not know in the recipe's precision.
     """
-    known = _pretrain_recipe(recipe)
-    chosen = machine or Machine()
-    sizes, training = parameter_sizes(known), known.training
+    known = _training_recipe(recipe)
+    networks = _networks(known, teacher)
+    chosen, training = machine or Machine(), known.training
     return Plan(
         run=known.name,
         machine=chosen,
-        student_parameters=sum(sizes.values()),
-        backbone_parameters=sum(size for name, size in sizes.items() if name.startswith("backbone.")),
+        student_parameters=networks.parameters,
+        backbone_parameters=networks.backbone_parameters,
         steps=training.steps,
         global_batch=training.global_batch,
         slots=training.slots,
         zero_stage=training.zero_stage,
         precision=training.precision,
         activation_checkpointing=training.activation_checkpointing,
-        flops_per_image=step_flops(known, 1).model / training.global_batch,
-        by_workers=tuple(_on(known, count, chosen) for count in workers or usual_workers(training.slots)),
+        flops_per_image=networks.flops(1).model / training.global_batch,
+        flops_by_network=networks.flops_by_network(),
+        by_workers=tuple(_on(known, networks, count, chosen) for count in workers or usual_workers(training.slots)),
     )
 
 
@@ -139,18 +148,28 @@ def usual_workers(slots: int) -> list[int]:
     return usual or [2**power for power in range(slots.bit_length())]
 
 
-def _pretrain_recipe(recipe: PretrainRecipe | str | Path) -> PretrainRecipe:
-    known = recipe if isinstance(recipe, PretrainRecipe) else load_recipe(Path(recipe), [], os.environ).recipe
-    if not isinstance(known, PretrainRecipe):
-        raise InvalidValueError(f"kind {known.kind} has no plan", "Give a recipe of kind pretrain")
+def _training_recipe(recipe: TrainingRecipe | str | Path) -> TrainingRecipe:
+    known = recipe if isinstance(recipe, TrainingRecipe) else load_recipe(Path(recipe), [], os.environ).recipe
+    if not isinstance(known, TrainingRecipe):
+        raise InvalidValueError(f"kind {known.kind} has no plan", "Give a recipe of kind pretrain or distill")
     return known
 
 
-def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
+def _networks(recipe: TrainingRecipe, teacher: PretrainRecipe | None) -> Networks:
+    networks = Networks.of(recipe, teacher)
+    if isinstance(recipe, DistillRecipe) and networks.frozen is None:
+        raise InvalidValueError(
+            f"the recipe of teacher.run {recipe.teacher.run} is not known, and so neither is what it costs",
+            "Give its recipe as teacher; heliostat plan finds it under the recipe's root",
+        )
+    return networks
+
+
+def _on(recipe: TrainingRecipe, networks: Networks, workers: int, machine: Machine) -> WorkersPlan:
     training = recipe.training
     slots = SlotPlan(training.slots, workers)
-    flops = step_flops(recipe, slots.rounds)
-    memory = worker_memory(recipe, workers)
+    flops = networks.flops(slots.rounds)
+    memory = networks.memory(workers)
     price = recipe.scaling.worker_price_per_hour if machine.price_per_hour is None else machine.price_per_hour
     step_s = flops.executed / slots.slots * slots.rounds / (machine.mfu * _peak(recipe, machine))
     return WorkersPlan(
@@ -159,10 +178,10 @@ def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
         idle_share=1 - slots.slots / (workers * slots.rounds),
         images_per_worker=training.global_batch / workers,
         memory=memory,
-        device_bytes_by_stage=_by_stage(recipe, workers),
-        snapshot_bytes=_snapshots(recipe, workers),
+        device_bytes_by_stage=_by_stage(recipe, networks, workers),
+        snapshot_bytes=_snapshots(recipe, networks.parameters, workers),
         fits=memory.device_bytes <= machine.memory_gib * _GIB,
-        sent_bytes=step_payload(recipe, slots.rounds, workers).sent_bytes(workers),
+        sent_bytes=networks.payload(slots.rounds, workers).sent_bytes(workers),
         flops=flops,
         step_s=step_s,
         images_per_s=training.global_batch / step_s,
@@ -171,22 +190,21 @@ def _on(recipe: PretrainRecipe, workers: int, machine: Machine) -> WorkersPlan:
     )
 
 
-def _by_stage(recipe: PretrainRecipe, workers: int) -> dict[int, float]:
+def _by_stage(recipe: TrainingRecipe, networks: Networks, workers: int) -> dict[int, float]:
     first = 0 if recipe.training.precision == "fp32" and not recipe.training.offload_optimizer else 1
     found = {}
     for stage in range(first, 4):
-        training = recipe.training.model_copy(update={"zero_stage": stage})
-        found[stage] = worker_memory(recipe.model_copy(update={"training": training}), workers).device_bytes
+        found[stage] = networks.at_stage(stage).memory(workers).device_bytes
     return found
 
 
-def _snapshots(recipe: PretrainRecipe, workers: int) -> float:
+def _snapshots(recipe: TrainingRecipe, parameters: int, workers: int) -> float:
     if not recipe.checkpoint.memory_every_steps:
         return 0.0
-    return _SNAPSHOTS_PER_NODE * STATE_BYTES_PER_PARAMETER * sum(parameter_sizes(recipe).values()) / workers
+    return _SNAPSHOTS_PER_NODE * STATE_BYTES_PER_PARAMETER * parameters / workers
 
 
-def _peak(recipe: PretrainRecipe, machine: Machine) -> float:
+def _peak(recipe: TrainingRecipe, machine: Machine) -> float:
     precision = recipe.training.precision
     peak = tabulated_peak(machine.gpu, precision)
     if peak is None:

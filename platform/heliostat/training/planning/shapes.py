@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 
 from heliostat.config.model import ModelConfig
-from heliostat.config.pretrain import HeadSizes, PretrainRecipe
+from heliostat.config.objective import HeadSizes
+from heliostat.config.pretrain import PretrainRecipe
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -242,7 +242,7 @@ def test_load_backbone__the_config_of_an_earlier_export_does_not_change_ours(tmp
 def test_load_backbone__a_count_below_1_is_named(name: str, value: int, tmp_path: Path) -> None:
     save_file(small_backbone().state_dict(), tmp_path / "x.safetensors")
     with pytest.raises(InvalidValueError, match=rf"HS-CONF-004: {name} {value} is less than 1\. "):
-        load_backbone(tmp_path / "x.safetensors", **{name: value})
+        load_backbone(tmp_path / "x.safetensors", **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -1,4 +1,4 @@
-"""``kind: pretrain``: create or find the run, start workers, wait for the last step."""
+"""``kind: pretrain`` and ``kind: distill``: create or find the run, start workers, wait for the last step."""
 
 import logging
 import math
@@ -8,20 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from heliostat.config import ResolvedRecipe
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
 from heliostat.errors import NoDataPoolError, TooFewGpusError
+from heliostat.models.weights.runs import checkpoint_of_step
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_run
 from heliostat.observe.prometheus import RayMetrics, run_values
 from heliostat.storage import Store
+from heliostat.storage.layout import run_store
 from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.single_process import single_process_run
+from heliostat.training.students import FrozenTeacher
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import joined_ray, local_ray
+from heliostat_jobs.artifacts import check_artifact
 from heliostat_jobs.extras import require_extra
 from heliostat_jobs.online_knn import online_knn
 from heliostat_jobs.run_report import REPORT_KEY, median_rate, write_run_report
-from heliostat_jobs.runs import OpenedRun, open_run
+from heliostat_jobs.runs import OpenedRun, load_pretraining, open_run
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ _DATA_CPUS_PER_WORKER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class PretrainResult:
+class TrainResult:
     """How a run ended."""
 
     run: str
@@ -54,7 +58,7 @@ class PretrainResult:
         return [f"{self.run} {what}: {self.steps} steps{loss}{rate}", f"run directory: {self.directory}"]
 
 
-def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address: str | None = None) -> PretrainResult:
+def train(resolved: ResolvedRecipe, *, single_process: bool = False, address: str | None = None) -> TrainResult:
     """Run or resume a run to its last step, on an embedded Ray, on a cluster, or in this process alone.
 
     Args:
@@ -68,7 +72,7 @@ def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address:
         RunError: training failed; what is committed stays, and the same call resumes it.
     """
     recipe = resolved.recipe
-    assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- callers dispatch on the kind
+    assert isinstance(recipe, TrainingRecipe)  # noqa: S101 -- callers dispatch on the kind
     if recipe.observe.trackers:
         require_extra("trackers", *recipe.observe.trackers)
     run = open_run(resolved)
@@ -81,7 +85,7 @@ def pretrain(resolved: ResolvedRecipe, *, single_process: bool = False, address:
     return _result(recipe, run.store, run.is_finished)
 
 
-def _report(run: Store, recipe: PretrainRecipe) -> None:
+def _report(run: Store, recipe: TrainingRecipe) -> None:
     """Write the report of a run that is finished, if it has none; a run never fails for its report."""
     try:
         if not run.exists(REPORT_KEY):
@@ -91,7 +95,7 @@ def _report(run: Store, recipe: PretrainRecipe) -> None:
 
 
 def train_on_ray(
-    recipe: PretrainRecipe, run: OpenedRun, attempt: Callable[[dict[str, Any]], None] = train_attempt
+    recipe: TrainingRecipe, run: OpenedRun, attempt: Callable[[dict[str, Any]], None] = train_attempt
 ) -> None:
     """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
     metrics = RayMetrics(recipe.name)
@@ -104,11 +108,19 @@ def train_on_ray(
         fit(_spec(recipe, run), _use_gpu(recipe), attempt)
 
 
-def _spec(recipe: PretrainRecipe, run: OpenedRun) -> RunSpec:
-    return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root))
+def _spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
+    return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root), _teacher(run))
 
 
-def train_alone(recipe: PretrainRecipe, run: OpenedRun) -> None:
+def _teacher(run: OpenedRun) -> FrozenTeacher | None:
+    if run.teacher is None:
+        return None
+    name, step = str(run.teacher["name"]), int(run.teacher["step"])
+    check_artifact(run.root, run.teacher)
+    return FrozenTeacher(load_pretraining(run.root, name), checkpoint_of_step(run_store(run.root, name), name, step))
+
+
+def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
     """Run or resume a run without Ray and DeepSpeed, with a live view."""
     with (
         watch_run(run.store, recipe.training.steps),
@@ -118,13 +130,13 @@ def train_alone(recipe: PretrainRecipe, run: OpenedRun) -> None:
             pass
 
 
-def cpus_needed(recipe: PretrainRecipe) -> int:
+def cpus_needed(recipe: TrainingRecipe) -> int:
     """What the embedded Ray must be able to hand out: workers and their data tasks at once."""
     per_worker = recipe.scaling.cpus_per_worker + _DATA_CPUS_PER_WORKER
     return max(os.cpu_count() or 1, math.ceil(recipe.scaling.workers * per_worker))
 
 
-def _check_pool(recipe: PretrainRecipe) -> None:
+def _check_pool(recipe: TrainingRecipe) -> None:
     """Ray would wait for ever for nodes that nobody starts."""
     import ray
 
@@ -143,7 +155,7 @@ def _check_pool(recipe: PretrainRecipe) -> None:
         )
 
 
-def _use_gpu(recipe: PretrainRecipe) -> bool:
+def _use_gpu(recipe: TrainingRecipe) -> bool:
     import ray
 
     gpus, workers = int(ray.cluster_resources().get("GPU", 0)), recipe.scaling.min_workers
@@ -157,10 +169,10 @@ def _use_gpu(recipe: PretrainRecipe) -> bool:
     return True
 
 
-def _result(recipe: PretrainRecipe, store: Store, was_finished: bool) -> PretrainResult:
+def _result(recipe: TrainingRecipe, store: Store, was_finished: bool) -> TrainResult:
     metrics = read_metrics(store)
     curve = merged_curve(metrics)
-    return PretrainResult(
+    return TrainResult(
         run=recipe.name,
         directory=store.url,
         steps=recipe.training.steps,

@@ -1,0 +1,133 @@
+"""``kind: distill`` by the command line: from a pretraining run to students that are judged and exported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support.distilling import students_of
+from support.projects import heliostat, store_images, write_recipe
+from support.worlds import tiny_recipe
+
+import heliostat as library
+from heliostat.checkpoint.log import CommitLog
+from heliostat.checkpoint.reader import CheckpointReader
+from heliostat.checkpoint.verify import newest_good
+from heliostat.config import load_recipe
+from heliostat.errors import ArtifactChangedError, InvalidValueError, NoCheckpointError, RunNotFoundError
+from heliostat.observe.metrics import merged_curve, read_metrics
+from heliostat.storage import Store, open_store
+from heliostat.storage.layout import run_store
+from heliostat_jobs.runs import open_run
+from heliostat_jobs.train import train
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pretraining run, ``tiny``."""
+    folder = tmp_path_factory.mktemp("project")
+    root = open_store(str(folder / "root"))
+    store_images(root)
+    heliostat("run", str(write_recipe(folder / "pretrain.yaml", root.url, steps=2)), "--single-process")
+    return folder
+
+
+def recipe_at(project: Path, name: str, **changes: Any) -> Path:
+    pretrain = json.loads(tiny_recipe(steps=STEPS).model_dump_json())
+    tree = {
+        **students_of(pretrain, "tiny"),
+        "name": name,
+        "root": open_store(str(project / "root")).url,
+        "checkpoint": {"every_steps": 2},
+        "observe": {"flush_interval_s": 0.2, "log_every_steps": 1},
+        **changes,
+    }
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def averages(run: Store) -> dict[str, torch.Tensor]:
+    choice = newest_good(run, CommitLog(run).read(), verify_bytes=True)
+    assert choice is not None
+    assert choice.manifest.step == STEPS
+    reader = CheckpointReader(run, choice.manifest)
+    names = [name.split("|")[1] for name in choice.manifest.tensors if name.startswith("teacher|")]
+    return {name: reader.read_full("teacher", name) for name in names}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_distill__on_workers_is_what_it_is_alone_and_every_student_is_judged_and_exported(project: Path) -> None:
+    root = open_store(str(project / "root"))
+    alone = heliostat("run", str(recipe_at(project, "alone")), "--single-process")
+    assert alone["steps"] == STEPS
+    heliostat("run", str(recipe_at(project, "shared", scaling={"workers": 2})))
+    expected, found = averages(run_store(root, "alone")), averages(run_store(root, "shared"))
+    assert {name.split(".")[0] for name in expected} == {"small", "coarse"}
+    for name, value in expected.items():
+        if not name.endswith("qkv.bias"):  # see test_zero.py
+            assert (found[name] - value).norm() <= 1e-5 * value.norm(), name
+    for line in merged_curve(read_metrics(run_store(root, "shared"))):
+        losses = [line.values[f"{student}.loss"] or 0.0 for student in ("small", "coarse")]
+        assert line.values["loss"] == pytest.approx(sum(losses) / 2)
+        assert (line.values["flops_per_image"] or 0) > 0
+
+    for student, width in (("small", 16), ("coarse", 32)):
+        backbone = library.load_backbone(run_store(root, "shared").url, student=student)
+        assert backbone.config.embed_dim == width
+        assert torch.equal(backbone.cls_token.flatten(), found[f"{student}.backbone.cls_token"])
+        judged = project / f"judge-{student}.yaml"
+        knn = {"neighbours": [5], "temperature": 0.07}
+        sets = {"run": "shared", "student": student, "bank": "tiny", "queries": "tiny", "knn": knn}
+        judged.write_text(yaml.safe_dump({"kind": "evaluate", "name": f"knn-{student}", "root": root.url, **sets}))
+        told = heliostat("run", str(judged))
+        assert 0 < told["knn"]["trained"]["5"]["top1"] <= 1
+        exported = project / f"export-{student}.yaml"
+        exported.write_text(
+            yaml.safe_dump(
+                {"kind": "export", "name": f"{student}", "root": root.url, "run": "shared", "student": student}
+            )
+        )
+        assert heliostat("run", str(exported))["files"]
+
+
+def test_distill__refuses_what_does_not_fit(project: Path) -> None:
+    def opened(name: str, overrides: list[str]) -> None:
+        open_run(load_recipe(recipe_at(project, name), overrides, {}))
+
+    with pytest.raises(InvalidValueError, match=r"48 prototypes in the teacher and 64 here.*prototypes to 48"):
+        opened("prototypes", ["objective.prototypes=64"])
+    with pytest.raises(
+        InvalidValueError, match=r"global_px 12 is not made of whole patches.*coarse 8.*global_px to 16"
+    ):
+        opened("patches", ["augmentation.global_px=12"])
+    with pytest.raises(RunNotFoundError, match=r"no run .nobody."):
+        opened("missing", ["teacher.run=nobody"])
+    with pytest.raises(NoCheckpointError, match=r"no checkpoint of step 7.*of 2"):
+        opened("step", ["teacher.step=7"])
+    train(load_recipe(recipe_at(project, "first"), [], {}), single_process=True)
+    with pytest.raises(InvalidValueError, match="run of kind distill"):
+        opened("chain", ["teacher.run=first"])
+    with pytest.raises(InvalidValueError, match="no student was named, but run first has small, coarse"):
+        library.load_backbone(str(project / "root" / "runs" / "first"))
+    with pytest.raises(InvalidValueError, match="student tiny was asked for, but run first has small, coarse"):
+        library.load_backbone(str(project / "root" / "runs" / "first"), student="tiny")
+
+
+def test_distill__is_bound_to_the_checkpoint_it_began_with(project: Path) -> None:
+    path = recipe_at(project, "bound")
+    resolved = load_recipe(path, [], {})
+    teacher = open_run(resolved).teacher
+    assert teacher is not None
+    assert (teacher["name"], teacher["step"]) == ("tiny", 2)
+    root = open_store(str(project / "root"))
+    lock = json.loads(run_store(root, "bound").get("config.lock.json"))
+    lock["teacher"]["manifest_sha256"] = "0" * 64
+    run_store(root, "bound").put("config.lock.json", json.dumps(lock).encode())
+    with pytest.raises(ArtifactChangedError, match="checkpoint of step 2 of tiny"):
+        train(resolved, single_process=True)
