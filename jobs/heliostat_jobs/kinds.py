@@ -126,6 +126,7 @@ def _never(job: Store) -> bool:
 JOB_KINDS: Mapping[str, JobKind] = MappingProxyType(
     {
         "pretrain": JobKind(RUNS, _is_ended_run, _train, _checkpoints, _save_run),
+        "adapt": JobKind(RUNS, _is_ended_run, _train, _checkpoints, _save_run),
         "distill": JobKind(RUNS, _is_ended_run, _train, _checkpoints, _save_run),
         "curate": JobKind(CURATIONS, _has_result, _curate, _dataset),
         "export": JobKind(EXPORTS, _has_result, _export),

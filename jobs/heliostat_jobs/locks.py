@@ -10,10 +10,10 @@ from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
 from heliostat.config.curate import CurateRecipe
-from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
+from heliostat.config.starts import start_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError
 from heliostat.storage import Store
@@ -79,14 +79,14 @@ def pinned_manifests(store: Store) -> dict[str, str] | None:
     return None if locked is None else locked["manifests"]
 
 
-def pinned_teacher(store: Store) -> dict[str, Any] | None:
-    """The checkpoint that a distillation was started with; none if it was never started.
+def pinned_start(store: Store) -> dict[str, Any] | None:
+    """The checkpoint that a run was started from which names another one; none if it was never started.
 
     Raises:
         CorruptLockError: what is there is no lock.
     """
     locked = _read(store)
-    return None if locked is None else locked["teacher"]
+    return None if locked is None else locked["start"]
 
 
 def _read(store: Store) -> dict[str, Any] | None:
@@ -101,8 +101,9 @@ def _read(store: Store) -> dict[str, Any] | None:
         recipe = unlock(locked)
         if set(locked["manifests"]) != datasets_of(recipe):
             raise ValueError(locked["manifests"])
-        if isinstance(recipe, DistillRecipe) and locked["teacher"]["name"] != recipe.teacher.run:
-            raise ValueError(locked["teacher"])
+        start = start_of(recipe)
+        if start is not None and locked["start"]["name"] != start.run:
+            raise ValueError(locked["start"])
         if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
             raise TypeError(locked["inputs"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

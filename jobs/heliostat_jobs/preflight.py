@@ -17,6 +17,7 @@ from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
 from heliostat.config.secrets import parse_references
+from heliostat.config.starts import start_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import HeliostatError
@@ -25,7 +26,7 @@ from heliostat.training.planning.plan import STATE_BYTES_PER_PARAMETER
 from heliostat.training.planning.shapes import parameter_sizes
 from heliostat_jobs.kinds import job_of
 from heliostat_jobs.locks import datasets_of
-from heliostat_jobs.runs import load_run, teacher_checkpoint
+from heliostat_jobs.runs import load_run, start_checkpoint
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import check_access, cluster_url, token_file
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -132,8 +133,9 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
         yield f"dataset {name}", partial(load_manifest, root, name)
     if isinstance(recipe, EvaluateRecipe | ExportRecipe):
         yield f"run {recipe.run}", partial(_network_of, recipe, root)
-    if isinstance(recipe, DistillRecipe):
-        yield f"run {recipe.teacher.run}", partial(teacher_checkpoint, recipe, root)
+    start = start_of(recipe)
+    if start is not None:
+        yield f"run {start.run}", partial(start_checkpoint, recipe, root)
 
 
 def _network_of(recipe: EvaluateRecipe | ExportRecipe, root: Store) -> object:

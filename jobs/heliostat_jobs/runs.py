@@ -5,8 +5,8 @@ from typing import Any
 
 from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.config import ResolvedRecipe
-from heliostat.config.distill import DistillRecipe, check_teacher
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.kinds import Recipe
+from heliostat.config.starts import check_start, start_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError, RunNotFoundError
@@ -26,8 +26,8 @@ class OpenedRun:
     manifests: dict[str, str]
     """Hashes by name of the dataset, pinned when the run was created."""
     is_finished: bool
-    teacher: Artifact | None = None
-    """Checkpoint of the teacher of a distillation, pinned likewise."""
+    start: Artifact | None = None
+    """Checkpoint of the trained run that it starts from, pinned likewise."""
 
 
 def open_run(resolved: ResolvedRecipe) -> OpenedRun:
@@ -42,31 +42,33 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     root = open_store(recipe.root)
     store = run_store(root, recipe.name)
     locked = find_or_create_lock(store, resolved, lambda: _pinned(recipe, root))
-    return OpenedRun(root, store, locked["manifests"], has_ended(CommitLog(store).read()), locked.get("teacher"))
+    return OpenedRun(root, store, locked["manifests"], has_ended(CommitLog(store).read()), locked.get("start"))
 
 
 def _pinned(recipe: TrainingRecipe, root: Store) -> dict[str, Any]:
     """What a run is bound to that begins now."""
     manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
-    if not isinstance(recipe, DistillRecipe):
-        return {"manifests": manifests}
-    return {"manifests": manifests, "teacher": teacher_checkpoint(recipe, root)}
+    start = start_checkpoint(recipe, root)
+    return {"manifests": manifests} if start is None else {"manifests": manifests, "start": start}
 
 
-def teacher_checkpoint(recipe: DistillRecipe, root: Store) -> Artifact:
-    """The checkpoint that a distillation learns from as of now.
+def start_checkpoint(recipe: Recipe | TrainingRecipe, root: Store) -> Artifact | None:
+    """The checkpoint that a run would start from as of now, if it names another one.
 
     Raises:
         RunNotFoundError, NoCheckpointError: there is no such run, or no such checkpoint.
-        InvalidValueError: the teacher does not fit, and what differs; or it is still trained, so that the checkpoint
-            would be removed one day.
+        InvalidValueError: that run does not fit, and what differs; or it is still trained, so that the checkpoint would
+            be removed one day.
     """
-    name, run = recipe.teacher.run, run_store(root, recipe.teacher.run)
-    check_teacher(recipe, load_pretraining(root, name))
-    artifact = checkpoint_artifact(run, name, recipe.teacher.step)
+    start = start_of(recipe)
+    if start is None:
+        return None
+    run = run_store(root, start.run)
+    check_start(recipe, load_run(root, start.run))
+    artifact = checkpoint_artifact(run, start.run, start.step)
     if not has_ended(CommitLog(run).read()):
         raise InvalidValueError(
-            f"teacher.run {name} is not finished: its checkpoints are removed when newer ones come",
+            f"{start.key} {start.run} is not finished: its checkpoints are removed when newer ones come",
             "Wait for its end, or resume it",
         )
     return artifact
@@ -86,21 +88,6 @@ def existing_run(root: Store, name: str) -> Store:
         f"there is no run {name!r} under {root.url}",
         f"Name one of: {', '.join(names)}" if names else "Start one with heliostat run RECIPE.yaml",
     )
-
-
-def load_pretraining(root: Store, name: str) -> PretrainRecipe:
-    """The recipe of an existing pretraining run.
-
-    Raises:
-        RunNotFoundError: no run of this name.
-        InvalidValueError: it is of another kind.
-    """
-    recipe = load_run(root, name)
-    if not isinstance(recipe, PretrainRecipe):
-        raise InvalidValueError(
-            f"teacher.run {name} is a run of kind {recipe.kind}", "Name a run of kind pretrain, which has heads"
-        )
-    return recipe
 
 
 def load_run(root: Store, name: str) -> TrainingRecipe:

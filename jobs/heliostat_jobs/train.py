@@ -1,4 +1,4 @@
-"""``kind: pretrain`` and ``kind: distill``: create or find the run, start workers, wait for the last step."""
+"""``kind: pretrain``, ``adapt`` and ``distill``: create or find the run, start workers, wait for the last step."""
 
 import logging
 import math
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from heliostat.checkpoint.log import CommitLog
 from heliostat.config import ResolvedRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.errors import NoDataPoolError, TooFewGpusError
@@ -18,14 +19,14 @@ from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.single_process import single_process_run
-from heliostat.training.students import FrozenTeacher
+from heliostat.training.students import TrainedNetworks, needs_start
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.artifacts import check_artifact
 from heliostat_jobs.extras import require_extra
 from heliostat_jobs.online_knn import online_knn
 from heliostat_jobs.run_report import REPORT_KEY, median_rate, write_run_report
-from heliostat_jobs.runs import OpenedRun, load_pretraining, open_run
+from heliostat_jobs.runs import OpenedRun, load_run, open_run
 
 _log = logging.getLogger(__name__)
 
@@ -105,26 +106,27 @@ def train_on_ray(
         publish=lambda ledger, status: metrics.publish(run_values(ledger, status)),
     ):
         _check_pool(recipe)
-        fit(_spec(recipe, run), _use_gpu(recipe), attempt)
+        fit(run_spec(recipe, run), _use_gpu(recipe), attempt)
 
 
-def _spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
-    return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root), _teacher(run))
+def run_spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
+    """What the workers of a run have to know."""
+    return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root), _start(recipe, run))
 
 
-def _teacher(run: OpenedRun) -> FrozenTeacher | None:
-    if run.teacher is None:
+def _start(recipe: TrainingRecipe, run: OpenedRun) -> TrainedNetworks | None:
+    if run.start is None or not needs_start(recipe, CommitLog(run.store).read()):
         return None
-    name, step = str(run.teacher["name"]), int(run.teacher["step"])
-    check_artifact(run.root, run.teacher)
-    return FrozenTeacher(load_pretraining(run.root, name), checkpoint_of_step(run_store(run.root, name), name, step))
+    name, step = str(run.start["name"]), int(run.start["step"])
+    check_artifact(run.root, run.start)
+    return TrainedNetworks(load_run(run.root, name), checkpoint_of_step(run_store(run.root, name), name, step))
 
 
 def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
     """Run or resume a run without Ray and DeepSpeed, with a live view."""
     with (
         watch_run(run.store, recipe.training.steps),
-        single_process_run(_spec(recipe, run)) as worker,
+        single_process_run(run_spec(recipe, run)) as worker,
     ):
         for _ in worker.steps():
             pass

@@ -9,12 +9,10 @@ import torch
 import yaml
 from support.distilling import students_of
 from support.projects import heliostat, store_images, write_recipe
+from support.whole_runs import newest_state
 from support.worlds import tiny_recipe
 
 import heliostat as library
-from heliostat.checkpoint.log import CommitLog
-from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.checkpoint.verify import newest_good
 from heliostat.config import load_recipe
 from heliostat.errors import ArtifactChangedError, InvalidValueError, NoCheckpointError, RunNotFoundError
 from heliostat.observe.metrics import merged_curve, read_metrics
@@ -52,12 +50,7 @@ def recipe_at(project: Path, name: str, **changes: Any) -> Path:
 
 
 def averages(run: Store) -> dict[str, torch.Tensor]:
-    choice = newest_good(run, CommitLog(run).read(), verify_bytes=True)
-    assert choice is not None
-    assert choice.manifest.step == STEPS
-    reader = CheckpointReader(run, choice.manifest)
-    names = [name.split("|")[1] for name in choice.manifest.tensors if name.startswith("teacher|")]
-    return {name: reader.read_full("teacher", name) for name in names}
+    return {name: value for (kind, name), value in newest_state(run).items() if kind == "teacher"}
 
 
 @pytest.mark.ray
@@ -111,7 +104,7 @@ def test_distill__refuses_what_does_not_fit(project: Path) -> None:
     with pytest.raises(NoCheckpointError, match=r"no checkpoint of step 7.*of 2"):
         opened("step", ["teacher.step=7"])
     train(load_recipe(recipe_at(project, "first"), [], {}), single_process=True)
-    with pytest.raises(InvalidValueError, match="run of kind distill"):
+    with pytest.raises(InvalidValueError, match=r"teacher.run first is a run of kind distill"):
         opened("chain", ["teacher.run=first"])
     with pytest.raises(InvalidValueError, match="no student was named, but run first has small, coarse"):
         library.load_backbone(str(project / "root" / "runs" / "first"))
@@ -122,12 +115,12 @@ def test_distill__refuses_what_does_not_fit(project: Path) -> None:
 def test_distill__is_bound_to_the_checkpoint_it_began_with(project: Path) -> None:
     path = recipe_at(project, "bound")
     resolved = load_recipe(path, [], {})
-    teacher = open_run(resolved).teacher
+    teacher = open_run(resolved).start
     assert teacher is not None
     assert (teacher["name"], teacher["step"]) == ("tiny", 2)
     root = open_store(str(project / "root"))
     lock = json.loads(run_store(root, "bound").get("config.lock.json"))
-    lock["teacher"]["manifest_sha256"] = "0" * 64
+    lock["start"]["manifest_sha256"] = "0" * 64
     run_store(root, "bound").put("config.lock.json", json.dumps(lock).encode())
     with pytest.raises(ArtifactChangedError, match="checkpoint of step 2 of tiny"):
         train(resolved, single_process=True)

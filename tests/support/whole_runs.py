@@ -12,6 +12,7 @@ from heliostat.data.manifest import load_manifest
 from heliostat.data.samples import Samples, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives.engine import PlainEngine
+from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store
@@ -22,13 +23,21 @@ from heliostat.training.ledger import EMPTY, next_digest, planned_digest, slot_d
 from heliostat_jobs.runs import load_run
 
 
-def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.Tensor], list[float], str]:
-    """Teacher, losses and digest of ids of the same run in one process: no Ray, no DeepSpeed, no checkpoint."""
+def train_plainly(
+    root: Store, recipe: PretrainRecipe, begun: tuple[Network, Network] | None = None
+) -> tuple[dict[str, torch.Tensor], list[float], str]:
+    """Teacher, losses and digest of ids of the same run in one process: no Ray, no DeepSpeed, no checkpoint.
+
+    Args:
+        root: Of its dataset.
+        recipe: Of the run.
+        begun: Student and teacher at the first step; None draws them.
+    """
     manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
     source = sample_source(recipe, root, manifests)
     plan = SlotPlan(recipe.training.slots, 1)
     share = WorkerShare(plan, 0, recipe.training.slot_batch)
-    student, teacher = new_networks(recipe)
+    student, teacher = begun or new_networks(recipe)
     training = TrainingStep(recipe, PlainEngine(student, recipe.training), teacher)
     losses, digest = [], EMPTY
     for step in range(recipe.training.steps):
@@ -39,6 +48,15 @@ def train_plainly(root: Store, recipe: PretrainRecipe) -> tuple[dict[str, torch.
         losses.append(training.run(step, [slot_batch(slot, CPU_DEVICE) for slot in prepared.slots]).terms["loss"])
         digest = next_digest(digest, (slot_digest(slot.ids) for slot in prepared.slots))
     return dict(teacher.named_parameters()), losses, digest.hex()
+
+
+def newest_state(run: Store) -> dict[tuple[str, str], torch.Tensor]:
+    """Every tensor of a run's newest checkpoint, flat, by kind and name."""
+    choice = newest_good(run, CommitLog(run).read(), verify_bytes=True)
+    assert choice is not None
+    reader = CheckpointReader(run, choice.manifest)
+    names = [name.split("|", 1) for name in choice.manifest.tensors]
+    return {(kind, name): reader.read_full(kind, name) for kind, name in names}
 
 
 def assert_run_equals_plain_training(root: Store, name: str) -> None:

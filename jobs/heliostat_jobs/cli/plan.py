@@ -32,7 +32,7 @@ from heliostat_jobs.cli.options import (
 )
 from heliostat_jobs.cli.output import print_json, print_table
 from heliostat_jobs.preflight import Check, Transfer, checks, reads, writes
-from heliostat_jobs.runs import load_pretraining
+from heliostat_jobs.runs import load_run
 
 _GIB = 2**30
 _DAY_S = 86400
@@ -102,9 +102,10 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[TrainingRecipe, PretrainRecipe 
 
 def _stored(root: str, run: str) -> PretrainRecipe | None:
     try:
-        return load_pretraining(open_store(root), run)
+        recipe = load_run(open_store(root), run)
     except HeliostatError:
         return None
+    return recipe if isinstance(recipe, PretrainRecipe) else None
 
 
 def _transfers(recipe: Recipe) -> tuple[list[Transfer], list[Transfer]]:

@@ -39,7 +39,7 @@ def run(
         if address is not None:
             raise CommandLineError("--single-process and --address exclude each other", "Leave one of them out")
         if not isinstance(resolved.recipe, TrainingRecipe):
-            raise CommandLineError("--single-process is for recipes of kind pretrain or distill", "Leave it out")
+            raise CommandLineError("--single-process is for recipes of kind pretrain, adapt or distill", "Leave it out")
         result = _train_alone(resolved)
     else:
         result = JOB_KINDS[resolved.recipe.kind].carry_out(resolved, address, None)

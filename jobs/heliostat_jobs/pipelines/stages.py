@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config.curate import CurateRecipe
-from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig
 from heliostat.config.provenance import check_same_run, identity, recipe_of, with_values
+from heliostat.config.starts import start_of
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import ArtifactChangedError, HeliostatError, NoCheckpointError, ObjectNotFoundError
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat_jobs.artifacts import Artifacts, check_artifact, checkpoint_artifacts
 from heliostat_jobs.kinds import Job, job_of
-from heliostat_jobs.locks import datasets_of, pinned_manifests, pinned_teacher
+from heliostat_jobs.locks import datasets_of, pinned_manifests, pinned_start
 from heliostat_jobs.pipelines.state import StageSpec, StageState
-from heliostat_jobs.runs import teacher_checkpoint
+from heliostat_jobs.runs import start_checkpoint
 
 _DONE_FOLDER = "stages/"
 """Of the root: what stages of any pipeline have made, by the hash of what it follows from."""
@@ -128,9 +128,10 @@ def inputs_hash(stage: Stage) -> str:
 
 def _checkpoint(stage: Stage) -> str | int | None:
     """Of a run that is named without being a stage: its newest checkpoint as of now, or the one that is pinned."""
-    if isinstance(stage.recipe, DistillRecipe) and "teacher.run" not in stage.taken:
-        pinned = pinned_teacher(stage.job.store) or teacher_checkpoint(stage.recipe, stage.job.root)
-        return pinned["manifest_sha256"]
+    start = start_of(stage.recipe)
+    if start is not None and start.key not in stage.taken:
+        pinned = pinned_start(stage.job.store) or start_checkpoint(stage.recipe, stage.job.root)
+        return None if pinned is None else pinned["manifest_sha256"]
     if stage.inputs or not isinstance(stage.recipe, EvaluateRecipe | ExportRecipe):
         return None
     run = stage.recipe.run

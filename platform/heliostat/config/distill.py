@@ -184,6 +184,11 @@ def check_teacher(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
         )
 
 
+def prefix_of(recipe: TrainingRecipe, network: PretrainRecipe) -> str:
+    """What the names of a network's parameters begin with in a checkpoint of the run."""
+    return "" if isinstance(recipe, PretrainRecipe) else f"{network.name}."
+
+
 def recipe_of_network(recipe: TrainingRecipe, student: str | None) -> PretrainRecipe:
     """What a network that a run delivers is made of.
 

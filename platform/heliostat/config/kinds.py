@@ -4,6 +4,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.distill import DistillRecipe
 from heliostat.config.evaluate import EvaluateRecipe
@@ -12,10 +13,13 @@ from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, invalid_value
 
-Recipe: TypeAlias = PretrainRecipe | DistillRecipe | EvaluateRecipe | CurateRecipe | ExportRecipe | PipelineRecipe
+Recipe: TypeAlias = (
+    PretrainRecipe | AdaptRecipe | DistillRecipe | EvaluateRecipe | CurateRecipe | ExportRecipe | PipelineRecipe
+)
 
 KINDS: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
+    "adapt": AdaptRecipe,
     "distill": DistillRecipe,
     "evaluate": EvaluateRecipe,
     "curate": CurateRecipe,

@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 from pydantic import ValidationError
 
 from heliostat.config.base import Section
-from heliostat.config.distill import DistillRecipe, check_teacher, recipe_of_network
+from heliostat.config.distill import recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.keys import keys_of, leaves, sections_of, subsection, values_of
@@ -15,8 +15,8 @@ from heliostat.config.kinds import KINDS, Recipe, model_of_kind
 from heliostat.config.nearest import edit_distance
 from heliostat.config.overrides import from_command_line, from_environment
 from heliostat.config.pipeline import TAKES, PipelineRecipe, StageConfig, in_order
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.problems import Setting, first_of, not_a_section, translate, unknown_key
+from heliostat.config.starts import check_start, start_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.config.yaml_text import MAX_BYTES, Document, Path, Value, read_mapping, show_value
 from heliostat.errors import (
@@ -86,10 +86,11 @@ def _with_stages(pipeline: PipelineRecipe, folder: FilePath) -> PipelineRecipe:
 
 def _check_pair(recipe: Recipe, made: Mapping[str, Recipe]) -> None:
     """Refuse a stage that does not fit the one whose run it takes, before that is trained."""
-    if isinstance(recipe, DistillRecipe):
-        teacher = made.get(recipe.teacher.run)
-        if isinstance(teacher, PretrainRecipe):
-            check_teacher(recipe, teacher)
+    start = start_of(recipe)
+    if start is not None:
+        trained = made.get(start.run)
+        if isinstance(trained, TrainingRecipe):
+            check_start(recipe, trained)
     elif isinstance(recipe, EvaluateRecipe | ExportRecipe):
         run = made.get(recipe.run)
         if isinstance(run, TrainingRecipe):

@@ -22,6 +22,12 @@ TAKES: Mapping[tuple[str, str], str] = MappingProxyType(
         ("curate", "distill"): "dataset.name",
         ("distill", "evaluate"): "run",
         ("distill", "export"): "run",
+        ("pretrain", "adapt"): "init_from.run",
+        ("distill", "adapt"): "init_from.run",
+        ("curate", "adapt"): "dataset.name",
+        ("adapt", "distill"): "teacher.run",
+        ("adapt", "evaluate"): "run",
+        ("adapt", "export"): "run",
     }
 )
 """The key of a recipe that says what it starts from, by the kinds of the stage before and of its own."""

@@ -42,7 +42,7 @@ from heliostat.training.restoring import Restorer
 from heliostat.training.run_state import RunState
 from heliostat.training.saving import Saver
 from heliostat.training.snapshots import Snapshots
-from heliostat.training.students import FrozenTeacher, new_training
+from heliostat.training.students import TrainedNetworks, needs_start, new_training
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class RunSpec:
     """Hash of the manifest that the run has pinned, by name of the dataset."""
     probe: Probe | None = None
     """Judges the networks that will be delivered every ``observe.knn.every_steps``."""
-    teacher: FrozenTeacher | None = None
-    """Of a distillation."""
+    start: TrainedNetworks | None = None
+    """That a distillation learns from, or an adaptation goes on with."""
 
 
 def train_attempt(config: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class AttemptWorker:
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        networks = Networks.of(recipe, None if spec.teacher is None else spec.teacher.recipe)
+        networks = Networks.of(recipe, None if spec.start is None else spec.start.recipe)
         flops = networks.flops(self._plan.rounds).model / recipe.training.global_batch
         attempt = self._lease.attempt
         self._reporter = Reporter(recipe, self._store, attempt, self._rank, self._plan, place.device, stack, flops)
@@ -306,14 +306,16 @@ class AttemptWorker:
         def new_engine(student: Network, recipe: PretrainRecipe) -> Engine:
             return self._place.new_engine(student, recipe.training, self._plan, self._stack)
 
-        frozen, teacher = self._spec.teacher, None
-        if frozen is not None:
-            run = run_store(self._spec.root, frozen.recipe.name).patient(_STORE_PATIENCE_S)
-            loaded: list[Network] = []
-            # What is wrong with it is an error of all workers.
-            all_do(lambda: loaded.append(frozen.load(run, self._recipe.training)))
-            (teacher,) = loaded
-        return new_training(self._recipe, new_engine, teacher, self._place.device, self._reporter.clock.phase)
+        return new_training(self._recipe, new_engine, self._trained(), self._place.device, self._reporter.clock.phase)
+
+    def _trained(self) -> tuple[Network, ...]:
+        start = self._spec.start
+        if start is None or not first_does_long(self._agreement, lambda: needs_start(self._recipe, self._log.read())):
+            return ()
+        run = run_store(self._spec.root, start.recipe.name).patient(_STORE_PATIENCE_S)
+        loaded: list[Network] = []
+        all_do(lambda: loaded.extend(start.load(run, self._recipe)))  # what is wrong with it is an error of all workers
+        return tuple(loaded)
 
     def _restore(self) -> tuple[int, int, bytes]:
         """First step to compute, steps that are committed, and the digest of ids up to the first step."""

@@ -1,18 +1,21 @@
 """The networks of a run at its first step, and the step that trains them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from heliostat.checkpoint.format import CheckpointManifest
+from heliostat.checkpoint.log import LogEntry, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
-from heliostat.config.distill import DistillRecipe
+from heliostat.config.adapt import AdaptRecipe
+from heliostat.config.distill import DistillRecipe, prefix_of, recipe_of_network
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.config.training import TrainingConfig, TrainingRecipe
+from heliostat.config.training import TrainingRecipe
+from heliostat.models.positions import at_grid
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.distillation import DistillationStep
-from heliostat.objectives.engine import Engine
+from heliostat.objectives.engine import MASTER, Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
 from heliostat.objectives.step_state import Phase
@@ -23,49 +26,85 @@ NewEngine = Callable[[Network, PretrainRecipe], Engine]
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenTeacher:
-    """The trained network of a distillation, as it was pinned when the run was created."""
+class TrainedNetworks:
+    """What a run starts from, as it was pinned when the run was created."""
 
-    recipe: PretrainRecipe
-    """Of the run that trained it."""
+    recipe: TrainingRecipe
+    """Of the run that trained them."""
     manifest: CheckpointManifest
 
-    def load(self, run: Store, training: TrainingConfig) -> Network:
-        """The teacher's backbone and heads, in fp32; every byte is verified.
+    def load(self, run: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
+        """Networks with their heads, in fp32; every byte is verified.
 
         Args:
-            run: The store of the run that trained it.
-            training: Of the distillation: how it is computed here.
+            run: The store of the run that trained them.
+            recipe: Of the run that starts from them.
+
+        Returns:
+            For a distillation its teacher; for an adaptation its student and its teacher, their position embeddings
+            resized to the grid of its crops.
 
         Raises:
             IncompatibleCheckpointError: the checkpoint is of another model than the recipe's.
             CorruptCheckpointError: bytes are not those that were committed.
         """
-        network = Network(self.recipe.model_copy(update={"training": training}))
         reader = CheckpointReader(run, self.manifest)
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(reader.read_full(TEACHER, name).view_as(parameter))
-        return network
+        if isinstance(recipe, AdaptRecipe):
+            network = recipe_of_network(self.recipe, recipe.init_from.student)
+            prefix = prefix_of(self.recipe, network)
+            return tuple(_adapted(_read(reader, kind, prefix, network), recipe) for kind in (MASTER, TEACHER))
+        assert isinstance(self.recipe, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
+        return (_read(reader, TEACHER, "", self.recipe.model_copy(update={"training": recipe.training})),)
+
+
+def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: PretrainRecipe) -> Network:
+    network = Network(recipe)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(reader.read_full(kind, prefix + name).view_as(parameter))
+    return network
+
+
+def _adapted(trained: Network, recipe: AdaptRecipe) -> Network:
+    network = Network(recipe)
+    backbone = network.backbone
+    network.load_state_dict(at_grid(trained.state_dict(), backbone.grid, backbone.config.resize))
+    return network
+
+
+def needs_start(recipe: TrainingRecipe, entries: Sequence[LogEntry]) -> bool:
+    """Whether an attempt has to read the networks that its run started from.
+
+    A teacher is always needed. Networks that were gone on with are in the run's own checkpoints, once there is one.
+
+    Args:
+        recipe: Of the run.
+        entries: Of its log.
+    """
+    return not isinstance(recipe, AdaptRecipe) or not live_checkpoints(entries)
 
 
 def new_training(
-    recipe: TrainingRecipe, new_engine: NewEngine, teacher: Network | None, device: torch.device, phase: Phase
+    recipe: TrainingRecipe,
+    new_engine: NewEngine,
+    trained: tuple[Network, ...],
+    device: torch.device,
+    phase: Phase,
 ) -> TrainingStep | DistillationStep:
-    """The step of a run with the initial weights, which are a function of its seed alone.
+    """The step of a run with the initial weights: what it starts from, and else a function of its seed alone.
 
     Args:
         recipe: Of the run.
         new_engine: Takes a student.
-        teacher: The trained network of a distillation.
+        trained: What ``TrainedNetworks.load`` gives; none where nothing is started from, or a checkpoint will tell.
         device: Of this worker.
         phase: Measures the parts of a step.
     """
     if isinstance(recipe, PretrainRecipe):
-        student, average = _drawn(recipe)
+        student, average = trained or _drawn(recipe)
         return TrainingStep(recipe, new_engine(student, recipe), average.to(device), phase)
     assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- the only other kind that trains
-    assert teacher is not None  # noqa: S101
+    (teacher,) = trained
     students = (_begun(recipe.of_student(student), new_engine, device) for student in recipe.students)
     return DistillationStep(recipe, students, teacher, phase)
 

@@ -84,7 +84,7 @@ def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointi
     recipe = DistillRecipe.model_validate(students_of(tree, "big"))
     teacher = changed(model={"embed_dim": 64, "registers": 2}, objective={"head_hidden": 40})
     network, _ = new_networks(teacher)
-    training = new_training(recipe, new_plain_engine, network, CPU_DEVICE, lambda _: nullcontext())
+    training = new_training(recipe, new_plain_engine, (network,), CPU_DEVICE, lambda _: nullcontext())
     slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, training.plan, 0, 0).slots]
     planned = Networks.of(recipe, teacher)
     flops = planned.flops(recipe.training.slots)

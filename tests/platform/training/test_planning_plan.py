@@ -131,7 +131,7 @@ def distilled_step(rank: int, world_size: int, recipe: DistillRecipe) -> dict[st
         return ZeroEngine(student, of_student.training, SlotPlan(recipe.training.slots, world_size), CPU_DEVICE)
 
     teacher, _ = new_networks(wide_recipe())
-    training = new_training(recipe, new_engine, teacher, CPU_DEVICE, lambda _: nullcontext())
+    training = new_training(recipe, new_engine, (teacher,), CPU_DEVICE, lambda _: nullcontext())
     for step in range(STEPS):
         tally.bytes.clear()
         prepared = step_input(recipe, training.plan, rank, step)

@@ -49,7 +49,7 @@ def distilled(
     store = open_store(folder)
     log = CommitLog(store)
     lease = first_does(lambda: log.acquire_lease("test"))
-    training = new_training(recipe, new_engine, teacher_of(recipe), CPU_DEVICE, lambda _: nullcontext())
+    training = new_training(recipe, new_engine, (teacher_of(recipe),), CPU_DEVICE, lambda _: nullcontext())
     choice = first_does(lambda: newest_good(store, log.read()))
     first, losses = 0, []
     if choice is not None:

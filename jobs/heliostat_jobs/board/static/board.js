@@ -5,7 +5,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CATEGORIES = ["productive", "data wait", "checkpoint", "evaluation", "lost work", "start", "recovery",
   "capacity wait", "down", "other"];
-const KINDS = ["pipeline", "pretrain", "distill", "curate", "evaluate", "export"];
+const KINDS = ["pipeline", "pretrain", "adapt", "distill", "curate", "evaluate", "export"];
 const POLL_MS = 4000;
 const main = document.getElementById("main");
 const fresh = document.getElementById("fresh");

@@ -8,7 +8,7 @@ from heliostat.checkpoint.format import CheckpointManifest, tensor_name
 from heliostat.checkpoint.log import CommitLog, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import check_shards, load_manifest, newest_good
-from heliostat.config.distill import recipe_of_network
+from heliostat.config.distill import prefix_of, recipe_of_network
 from heliostat.config.kinds import Recipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import unlock
@@ -59,7 +59,7 @@ def read_teacher(
         CorruptCheckpointError: the checkpoint of this step is not whole.
     """
     network = recipe_of_network(recipe, student)
-    prefix = "" if isinstance(recipe, PretrainRecipe) else f"{network.name}."
+    prefix = prefix_of(recipe, network)
     if step is not None:
         manifest = checkpoint_of_step(run, recipe.name, step)
         return _teacher(run, manifest, network, prefix), manifest.step

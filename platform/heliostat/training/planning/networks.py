@@ -28,18 +28,21 @@ class Networks:
     """The teacher of a distillation with the data and the schedules of the run."""
 
     @staticmethod
-    def of(recipe: TrainingRecipe, teacher: PretrainRecipe | None = None) -> "Networks":
+    def of(recipe: TrainingRecipe, start: TrainingRecipe | None = None) -> "Networks":
         """Of a recipe.
 
         Args:
             recipe: Of the run.
-            teacher: Of the run that trained the teacher of a distillation.
+            start: Of the run that it starts from.
         """
         if isinstance(recipe, PretrainRecipe):
             return Networks({recipe.name: recipe})
         assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- the only other kind that trains
         students = {student.name: recipe.of_student(student) for student in recipe.students}
-        return Networks(students, None if teacher is None else _teaching(teacher, next(iter(students.values()))))
+        if start is None:
+            return Networks(students)
+        assert isinstance(start, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
+        return Networks(students, _teaching(start, next(iter(students.values()))))
 
     def at_stage(self, stage: int) -> "Networks":
         """The same with another stage of ZeRO."""

@@ -151,7 +151,7 @@ def usual_workers(slots: int) -> list[int]:
 def _training_recipe(recipe: TrainingRecipe | str | Path) -> TrainingRecipe:
     known = recipe if isinstance(recipe, TrainingRecipe) else load_recipe(Path(recipe), [], os.environ).recipe
     if not isinstance(known, TrainingRecipe):
-        raise InvalidValueError(f"kind {known.kind} has no plan", "Give a recipe of kind pretrain or distill")
+        raise InvalidValueError(f"kind {known.kind} has no plan", "Give a recipe of kind pretrain, adapt or distill")
     return known
 
 

@@ -1,0 +1,54 @@
+"""What a run starts from: the finished run that a recipe names, whatever the recipe's kind calls it."""
+
+from dataclasses import dataclass
+
+from heliostat.config.adapt import AdaptRecipe, check_init_from
+from heliostat.config.distill import DistillRecipe, check_teacher
+from heliostat.config.kinds import Recipe
+from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.training import TrainingRecipe
+from heliostat.errors import InvalidValueError
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The trained networks that a run needs before its first step."""
+
+    key: str
+    """Of the recipe, which names the run."""
+    run: str
+    step: int | None
+    """Of the checkpoint; None is the newest."""
+
+
+def start_of(recipe: Recipe | TrainingRecipe) -> Start | None:
+    """The finished run that a recipe names; None where networks are drawn, and where none are trained."""
+    match recipe:
+        case DistillRecipe():
+            return Start("teacher.run", recipe.teacher.run, recipe.teacher.step)
+        case AdaptRecipe():
+            return Start("init_from.run", recipe.init_from.run, recipe.init_from.step)
+        case _:
+            return None
+
+
+def check_start(recipe: Recipe | TrainingRecipe, trained: TrainingRecipe) -> None:
+    """Refuse a run that the recipe cannot start from.
+
+    Args:
+        recipe: That names it.
+        trained: Of the run that is named.
+
+    Raises:
+        InvalidValueError: it does not fit; says what differs.
+    """
+    match recipe:
+        case DistillRecipe():
+            if not isinstance(trained, PretrainRecipe):
+                raise InvalidValueError(
+                    f"teacher.run {trained.name} is a run of kind {trained.kind}",
+                    "Name a run of kind pretrain or adapt, which has heads",
+                )
+            check_teacher(recipe, trained)
+        case AdaptRecipe():
+            check_init_from(recipe, trained)

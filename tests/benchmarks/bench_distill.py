@@ -1,0 +1,151 @@
+"""Distillation: what students gain over training alone, and what a teacher that is shared saves.
+
+Ratios:
+    knn_gain_over_alone: k-NN accuracy (k = 10) of a student of a trained teacher over that of the same student trained
+        alone: the same images, steps, seed and constants, on tiles of real photographs, median of the seeds. Wanted:
+        above 1, with an interval of the difference that does not hold 0.
+    two_students_cost_vs_two_runs: smaller is better: seconds of a step with two students over those of the two runs
+        with one student each, which run the teacher twice. Wanted: below 1.
+
+Floor: none is stated; what is saved is one of two passes of the teacher.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import above  # noqa: F401 -- processes that are started see this folder
+from scipy.stats import t as student_t
+
+from distilled_runs import STUDENTS, Judged, Runs, judged, run_all, write_datasets
+from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
+from heliostat.config import ResolvedRecipe
+from heliostat.config.distill import DistillRecipe
+from heliostat.config.training import TrainingRecipe
+from heliostat.training.single_process import single_process_run
+from heliostat_jobs.runs import open_run
+from heliostat_jobs.train import run_spec, train
+
+_SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
+_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 20
+_TURN_STEPS = 8
+_PAIR = tuple(STUDENTS)
+
+
+class SteppedRun:
+    """A run of this process, some steps at a time."""
+
+    def __init__(self, resolved: ResolvedRecipe, stack: ExitStack) -> None:
+        recipe = resolved.recipe
+        assert isinstance(recipe, TrainingRecipe)
+        worker = stack.enter_context(single_process_run(run_spec(recipe, open_run(resolved))))
+        self.teacher_passes = 0
+        self._worker = worker
+        self._steps: Iterator[Any] = worker.steps()
+        next(self._steps)
+        if isinstance(recipe, DistillRecipe):
+            worker.training.targets.teacher.network.backbone.register_forward_pre_hook(self._count)
+
+    def __call__(self) -> None:
+        """Make the next steps."""
+        for _ in islice(self._steps, _TURN_STEPS):
+            pass
+
+    def _count(self, *_: object) -> None:
+        self.teacher_passes += 1
+
+
+def compared_costs(runs: Runs) -> tuple[Spread, dict[str, Any]]:
+    """Seconds of a turn with two students over those of two runs with one; and the details."""
+    candidates = {name: (name,) for name in _PAIR} | {"both": _PAIR}
+    with ExitStack() as stack:
+        made = {
+            name: SteppedRun(runs.taught(students, 0, name=f"cost-{name}"), stack)
+            for name, students in candidates.items()
+        }
+        seconds = in_turns(made)
+        turns = len(seconds["both"].values) + 1
+        passes = {name: run.teacher_passes / (turns * _TURN_STEPS) for name, run in made.items()}
+    apart = Spread(tuple(sum(pair) for pair in zip(*(seconds[name].values for name in _PAIR), strict=True)))
+    details = {
+        "measured": {f"turn of {name}": each.summary("s") for name, each in seconds.items()},
+        "teacher passes of a step": passes,
+    }
+    return seconds["both"].over(apart), details
+
+
+def gains(found: Mapping[str, Sequence[Judged]], base: str, other: str) -> dict[str, Any]:
+    """Mean difference of accuracies over the seeds, with its 95 % interval by Student's t."""
+    told: dict[str, Any] = {}
+    for metric in ("knn", "linear"):
+        differences = [
+            getattr(mine, metric) - getattr(theirs, metric)
+            for mine, theirs in zip(found[other], found[base], strict=True)
+        ]
+        mean, count = statistics.mean(differences), len(differences)
+        half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+        told[metric] = {"mean": significant(mean), "interval_95": [significant(mean - half), significant(mean + half)]}
+    return told
+
+
+def judged_students(runs: Runs, seeds: Sequence[int]) -> tuple[float, dict[str, Any]]:
+    """The median gain in k-NN, and all accuracies."""
+    alone = [runs.alone(_PAIR[0], seed) for seed in seeds]
+    single = [runs.taught([name], seed) for seed in seeds for name in _PAIR]
+    pairs = [runs.taught(_PAIR, seed) for seed in seeds]
+    run_all([*pairs, *single, *alone], processes=2)
+    first, second = _PAIR
+    names: dict[str, list[tuple[str, str | None]]] = {
+        f"{first} alone": [(each.recipe.name, None) for each in alone],
+        f"{first} taught": [(f"taught-{first}-{seed}", first) for seed in seeds],
+        f"{second} taught": [(f"taught-{second}-{seed}", second) for seed in seeds],
+        f"{first} of two": [(each.recipe.name, first) for each in pairs],
+        f"{second} of two": [(each.recipe.name, second) for each in pairs],
+    }
+    found = {name: [judged(runs.root, run, student) for run, student in each] for name, each in names.items()}
+    tell("judged")
+    teacher = judged(runs.root, "teacher")
+    details = {
+        "accuracies by seed": {
+            name: {
+                "knn": [significant(each.knn) for each in values],
+                "linear": [significant(each.linear) for each in values],
+            }
+            for name, values in found.items()
+        },
+        "teacher": {"knn": significant(teacher.knn), "linear": significant(teacher.linear)},
+        "taught - alone": gains(found, f"{first} alone", f"{first} taught"),
+        f"{first}: of two - of one": gains(found, f"{first} taught", f"{first} of two"),
+        f"{second}: of two - of one": gains(found, f"{second} taught", f"{second} of two"),
+    }
+    ratios = [
+        mine.knn / theirs.knn for mine, theirs in zip(found[f"{first} taught"], found[f"{first} alone"], strict=True)
+    ]
+    return statistics.median(ratios), details
+
+
+def measure(quick: bool) -> BenchResult:
+    """All of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = str(Path(folder) / "root")
+        runs = Runs(root, Path(folder), _QUICK_STEPS if quick else _STEPS)
+        write_datasets(root, Path(folder))
+        tell("datasets are written")
+        train(runs.teacher(_QUICK_STEPS if quick else _TEACHER_STEPS), single_process=True)
+        tell("the teacher is trained")
+        cost, cost_details = compared_costs(Runs(root, Path(folder), 1000))
+        gain, details = judged_students(runs, _QUICK_SEEDS if quick else _SEEDS)
+    return BenchResult(
+        "distill",
+        {"knn_gain_over_alone": gain, "two_students_cost_vs_two_runs": cost.median},
+        None,
+        {**cost_details, **details},
+    )
+
+
+if __name__ == "__main__":
+    run_bench("distill", __doc__, measure)

@@ -1,0 +1,138 @@
+"""Small networks on tiles of photographs: a teacher, and students of it or alone. Part of bench_distill.py.
+
+The photographs are those of the demo, the constants too; a third of the tiles, by a hash of their bytes, is asked, the
+others train and vote.
+"""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from frame import tell
+from heliostat.config import ResolvedRecipe, load_recipe
+from heliostat.data.ingest import ingest
+from heliostat.storage import open_store
+from heliostat.storage.layout import run_store
+from heliostat_cluster.local import local_ray
+from heliostat_evaluation.backbones import ClassToken, trained_teacher
+from heliostat_evaluation.features import extract_features
+from heliostat_evaluation.knn import knn_accuracy
+from heliostat_jobs.evaluate import load_labelled, with_classes_of
+from heliostat_jobs.photographs import write_tiles
+from heliostat_jobs.runs import load_run
+from heliostat_jobs.train import train
+
+TRAIN, ASKED = "tiles", "tiles-asked"
+_ASKED_OF = 3
+_NEIGHBOURS = 10
+_VALUES = {"arch": "custom", "patch_px": 8, "layer_scale": 1.0, "drop_path": 0.0}
+STUDENTS: Mapping[str, Mapping[str, Any]] = {
+    "narrow": {**_VALUES, "embed_dim": 64, "depth": 4, "heads": 2},
+    "shallow": {**_VALUES, "embed_dim": 96, "depth": 2, "heads": 3},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Accuracies of a backbone's class token on the tiles that are asked."""
+
+    knn: float
+    linear: float
+
+
+def write_datasets(root: str, folder: Path) -> None:
+    """Both sides of the tiles, as datasets of the root."""
+    tiles = write_tiles(folder / "all")
+    for path in sorted(tiles.rglob("*.png")):
+        side = ASKED if hashlib.sha256(path.read_bytes()).digest()[0] % _ASKED_OF == 0 else TRAIN
+        target = folder / side / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    with local_ray(num_cpus=2):
+        for name in (TRAIN, ASKED):
+            ingest(folder / name, open_store(root), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The recipes of all runs under one root."""
+
+    root: str
+    folder: Path
+    """Where recipes are written."""
+    steps: int
+
+    def teacher(self, steps: int) -> ResolvedRecipe:
+        """The demo's network and constants."""
+        return self._resolved({"name": "teacher"}, steps)
+
+    def alone(self, student: str, seed: int) -> ResolvedRecipe:
+        """A student that nobody teaches."""
+        return self._resolved({"name": f"alone-{student}-{seed}", "seed": seed, "model": dict(STUDENTS[student])})
+
+    def taught(self, students: Sequence[str], seed: int, **changes: Any) -> ResolvedRecipe:
+        """One run of some students of the teacher."""
+        listed = [{"name": name, "model": dict(STUDENTS[name])} for name in students]
+        values = {
+            "kind": "distill",
+            "name": f"taught-{'-'.join(students)}-{seed}",
+            "seed": seed,
+            "teacher": {"run": "teacher"},
+            "students": listed,
+        }
+        return self._resolved({**values, **changes})
+
+    def _resolved(self, changes: Mapping[str, Any], steps: int | None = None) -> ResolvedRecipe:
+        values = yaml.safe_load((files("heliostat_jobs") / "recipes" / "demo.yaml").read_text())
+        values |= {"root": self.root, "dataset": {"name": TRAIN}, **changes}
+        if values["kind"] == "distill":
+            del values["model"]
+        values["training"] |= {"steps": steps or self.steps, "zero_stage": 0}
+        values["checkpoint"] = {"every_steps": steps or self.steps}
+        path = self.folder / f"{values['name']}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return load_recipe(path, [], {})
+
+
+def run_all(recipes: Sequence[ResolvedRecipe], processes: int) -> None:
+    """Train all, some side by side, each in a process of its own with its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+        begun = {pool.submit(_run, each, threads): each.recipe.name for each in recipes}
+        for number, future in enumerate(as_completed(begun)):
+            future.result()
+            tell(f"run {number + 1} of {len(begun)} has ended: {begun[future]}")
+
+
+def _run(resolved: ResolvedRecipe, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train(resolved, single_process=True)
+
+
+def judged(root: str, run: str, student: str | None = None) -> Judged:
+    """What a run's network knows, or one of its students' averages."""
+    store = open_store(root)
+    recipe = load_run(store, run)
+    px = recipe.augmentation.global_px
+    bank = load_labelled(store, TRAIN, px)
+    asked = with_classes_of(bank, load_labelled(store, ASKED, px))
+    token = ClassToken(trained_teacher(run_store(store, run), recipe, student=student).backbone)
+    voters, questions = (extract_features(token, each.batches(), ids=each.ids) for each in (bank, asked))
+    knn = knn_accuracy(voters.features_ND, voters.labels_N, questions.features_ND, questions.labels_N, ks=[_NEIGHBOURS])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    probe.fit(voters.features_ND.numpy(), voters.labels_N.numpy())
+    linear = probe.score(questions.features_ND.numpy(), questions.labels_N.numpy())
+    return Judged(knn[_NEIGHBOURS].top1, float(linear))

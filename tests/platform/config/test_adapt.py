@@ -1,0 +1,86 @@
+"""``kind: adapt``: schedules in proportion to the steps, and what cannot be gone on with."""
+
+from typing import Any
+
+import pytest
+from support.distilling import students_of
+from support.worlds import tiny_recipe
+
+from heliostat.config.adapt import AdaptRecipe, check_init_from
+from heliostat.config.distill import DistillRecipe
+from heliostat.errors import InvalidValueError
+
+
+def adapt_recipe(**changes: Any) -> AdaptRecipe:
+    """Of a tiny run; sections that are given are added to."""
+    tree = tiny_recipe().model_dump()
+    del tree["training"]["warmup_steps"], tree["training"]["freeze_prototypes_steps"]
+    del tree["objective"]["teacher_temperature_warmup_steps"]
+    tree |= {"kind": "adapt", "name": "sharper", "init_from": {"run": "tiny"}}
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    return AdaptRecipe.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("steps", "set_", "expected"),
+    [
+        (10_000, {}, (1000, 100, 3000)),
+        (20, {}, (2, 0, 6)),
+        (1, {}, (0, 0, 0)),
+        (20, {"training": {"warmup_steps": 7}}, (7, 0, 6)),
+        (20, {"objective": {"teacher_temperature_warmup_steps": 0}}, (2, 0, 0)),
+    ],
+)
+def test_adapt__ends_schedules_in_proportion_to_the_steps_unless_told_otherwise(
+    steps: int, set_: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    recipe = adapt_recipe(**{**set_, "training": {"steps": steps, **set_.get("training", {})}})
+    training = recipe.training
+    found = training.warmup_steps, training.freeze_prototypes_steps, recipe.objective.teacher_temperature_warmup_steps
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": {"embed_dim": 64}}, r"model.embed_dim is 32 there and 64 here.*Set model.embed_dim to 32"),
+        ({"model": {"patch_px": 8}}, r"model.patch_px is 4 there and 8 here"),
+        ({"model": {"registers": 4}}, r"model.registers is 0 there and 4 here"),
+        ({"model": {"position": "rope"}}, r"model.position is learned there and rope here"),
+        ({"objective": {"prototypes": 64}}, r"objective.prototypes is 48 there and 64 here; objective.ibot_proto"),
+        ({"objective": {"ibot_head_hidden": 8}}, r"objective.ibot_head_hidden is 32 there and 8 here"),
+        ({"objective": {"ibot_head": "shared"}}, r"objective.ibot_head is separate there and shared here"),
+        ({"objective": {"prototype_layer": "linear"}}, r"objective.prototype_layer is weight_norm there"),
+        ({"init_from": {"student": "small"}}, "student small was asked for, but tiny is a run of kind pretrain"),
+    ],
+)
+def test_adapt__says_what_differs_from_the_networks_that_it_would_go_on_with(
+    changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidValueError, match=told):
+        check_init_from(adapt_recipe(**changes), tiny_recipe())
+
+
+def test_adapt__takes_other_crops_another_stochastic_depth_and_other_data() -> None:
+    recipe = adapt_recipe(
+        model={"drop_path": 0.2, "layer_scale": 1e-3, "position_resize": "size"},
+        augmentation={"global_px": 32, "local_px": 16},
+        dataset={"name": "others"},
+    )
+    check_init_from(recipe, tiny_recipe())
+
+
+def test_adapt__goes_on_with_one_student_of_a_distillation() -> None:
+    distilled = DistillRecipe.model_validate(students_of(tiny_recipe().model_dump(), "big"))
+    small = {"model": {"embed_dim": 16}, "init_from": {"student": "small"}}
+    check_init_from(adapt_recipe(**small), distilled)
+    with pytest.raises(InvalidValueError, match=r"model.embed_dim is 32 there and 16 here"):
+        check_init_from(adapt_recipe(**{**small, "init_from": {"student": "coarse"}}), distilled)
+    with pytest.raises(InvalidValueError, match="no student was named"):
+        check_init_from(adapt_recipe(), distilled)
+
+
+def test_adapt__anchors_to_what_it_began_with() -> None:
+    recipe = adapt_recipe(objective={"gram": {"weight": 2.0}})
+    assert recipe.gram_px == 2 * recipe.augmentation.global_px
