@@ -98,7 +98,9 @@ def gone_on(root: Store, recipe: AdaptRecipe) -> tuple[Network, Network]:
 @pytest.mark.timeout(600)
 def test_adapt__goes_on_with_student_and_teacher_on_any_workers(project: Path) -> None:
     root = open_store(str(project / "root"))
-    heliostat("run", str(recipe_at(project, "wide", scaling={"workers": 2})), "--set", "training.zero_stage=3")
+    sizes = [{"global_px": PX, "local_px": 8, "weight": 1}, {"global_px": 16, "local_px": 12, "weight": 2}]
+    path = recipe_at(project, "wide", scaling={"workers": 2}, crop_sizes=sizes)
+    heliostat("run", str(path), "--set", "training.zero_stage=3", "--set", "objective.gram.weight=2")
     recipe = load_run(root, "wide")
     assert isinstance(recipe, AdaptRecipe)
     expected, _, _ = train_plainly(root, recipe, gone_on(root, recipe))

@@ -6,14 +6,14 @@ anew, compressed into the few steps of this stage.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from heliostat.config.base import Name, Section
 from heliostat.config.distill import recipe_of_network
 from heliostat.config.pretrain import PretrainRecipe
-from heliostat.config.training import TrainingConfig, TrainingRecipe
+from heliostat.config.training import TrainingConfig, TrainingRecipe, nearest_multiple
 from heliostat.errors import InvalidValueError
 
 COMPRESSED: Mapping[tuple[str, str], float] = MappingProxyType(
@@ -48,12 +48,33 @@ class AdaptTrainingConfig(TrainingConfig):
     )
 
 
+class CropSizesConfig(Section):
+    """Sizes of the crops of some of the steps."""
+
+    global_px: int = Field(gt=0, description="side of a global crop")
+    local_px: int = Field(gt=0, description="side of a local crop")
+    gram_px: int | None = Field(
+        None, gt=0, description="side of the Gram teacher's crops; null is objective.gram.crop_px, or twice global_px"
+    )
+    weight: float = Field(gt=0, description="share of the steps, in proportion to the other weights")
+
+
 class AdaptRecipe(PretrainRecipe):
-    """Go on with a finished run at another resolution."""
+    """Go on with a finished run at another resolution, or at several."""
 
     kind: Literal["adapt"]  # type: ignore[assignment]  # of the kinds that train one backbone, each has its word
     init_from: InitFromConfig
     training: AdaptTrainingConfig
+    crop_sizes: tuple[CropSizesConfig, ...] = Field(
+        (),
+        description="several resolutions, one of them drawn for each step, as DINOv3 does; position embeddings are "
+        "stored for augmentation.global_px, which alone is taken where this is empty",
+    )
+
+    @field_validator("crop_sizes", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +90,28 @@ class AdaptRecipe(PretrainRecipe):
             if isinstance(own, dict):
                 filled[section] = {key: int(steps * share), **own}
         return filled
+
+    @model_validator(mode="after")
+    def _all_sizes_are_whole_patches(self) -> Self:
+        patch = self.model.patch_px
+        for index, sizes in enumerate(self.crop_sizes):
+            for key in ("global_px", "local_px", "gram_px"):
+                side = getattr(sizes, key)
+                if side is not None and side % patch:
+                    raise InvalidValueError(
+                        f"crop_sizes[{index}].{key} {side} is not a multiple of model.patch_px {patch}",
+                        f"Set it to {nearest_multiple(side, patch)}",
+                    )
+        return self
+
+    def at_sizes(self, sizes: CropSizesConfig) -> "AdaptRecipe":
+        """This recipe as if all its steps had these sizes of crops."""
+        sides = {"global_px": sizes.global_px, "local_px": sizes.local_px}
+        update: dict[str, object] = {"augmentation": self.augmentation.model_copy(update=sides), "crop_sizes": ()}
+        if sizes.gram_px is not None:
+            gram = self.objective.gram.model_copy(update={"crop_px": sizes.gram_px})
+            update["objective"] = self.objective.model_copy(update={"gram": gram})
+        return self.model_copy(update=update)
 
 
 def check_init_from(recipe: AdaptRecipe, trained: TrainingRecipe) -> None:

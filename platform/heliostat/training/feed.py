@@ -26,6 +26,7 @@ from heliostat.models.normalise import normalise
 from heliostat.models.positions import RopeJitter, draw_rope_jitter
 from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.objectives.networks import SlotBatch
+from heliostat.training.crop_sizes import of_step
 
 _STEPS_AHEAD = 2
 """What waits beside a worker is two steps of crops: per image 2 P² 3 bytes and its local crops, 0.53 MB by default."""
@@ -108,6 +109,7 @@ def prepare_slot(
         samples: The slot's images.
         photometric: Whether colours change here; otherwise ``slot_batch`` does it.
     """
+    recipe = of_step(recipe, step)
     gram = recipe.objective.anchoring
     gram_px = recipe.gram_px if gram is not None and step >= gram.from_step else None
     crops = slot_crops(

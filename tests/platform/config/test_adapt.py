@@ -81,6 +81,13 @@ def test_adapt__goes_on_with_one_student_of_a_distillation() -> None:
         check_init_from(adapt_recipe(), distilled)
 
 
+@pytest.mark.parametrize("key", ["global_px", "local_px", "gram_px"])
+def test_adapt__refuses_sizes_of_crops_that_are_not_whole_patches(key: str) -> None:
+    sizes = {"global_px": 16, "local_px": 8, "gram_px": 32, "weight": 1.0}
+    with pytest.raises(InvalidValueError, match=rf"crop_sizes\[1\].{key} 11 is not a multiple of model.patch_px 4"):
+        adapt_recipe(crop_sizes=[sizes, {**sizes, key: 11}])
+
+
 def test_adapt__anchors_to_what_it_began_with() -> None:
     recipe = adapt_recipe(objective={"gram": {"weight": 2.0}})
     assert recipe.gram_px == 2 * recipe.augmentation.global_px

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.distill import TEACHER, DistillRecipe
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
@@ -64,7 +65,7 @@ class Networks:
         """Operations of a whole step."""
         if self.frozen is None:
             (recipe,) = self.students.values()
-            return step_flops(recipe, rounds)
+            return _sum([_times(step_flops(each, rounds), share) for each, share in _by_sizes(recipe)])
         return _sum([self._of_frozen(rounds), *(self._of_student(name, rounds) for name in self.students)])
 
     def flops_by_network(self) -> dict[str, float]:
@@ -77,7 +78,10 @@ class Networks:
 
     def memory(self, workers: int) -> Memory:
         """What one of so many workers holds; students take turns, so of activations there are the largest."""
-        each = [worker_memory(recipe, workers) for recipe in self.students.values()]
+        each = [
+            max((worker_memory(sized, workers) for sized, _ in _by_sizes(recipe)), key=lambda found: found.device_bytes)
+            for recipe in self.students.values()
+        ]
         together = {part.name: sum(getattr(memory, part.name) for memory in each) for part in fields(Memory)}
         together["activations_bytes"] = max(memory.activations_bytes for memory in each)
         if next(iter(self.students.values())).training.zero_stage < 3:  # DeepSpeed lets go of them after each student
@@ -127,6 +131,18 @@ def _teaching(teacher: PretrainRecipe, student: PretrainRecipe) -> PretrainRecip
 def _all_patches(recipe: PretrainRecipe, patch_px: int) -> float:
     patches = (recipe.augmentation.global_px // patch_px) ** 2
     return float(GLOBAL_CROPS * recipe.training.slot_batch * patches)
+
+
+def _by_sizes(recipe: PretrainRecipe) -> list[tuple[PretrainRecipe, float]]:
+    """A recipe for each of its sizes of crops, and the share of steps that have them."""
+    if not isinstance(recipe, AdaptRecipe) or not recipe.crop_sizes:
+        return [(recipe, 1.0)]
+    whole = sum(sizes.weight for sizes in recipe.crop_sizes)
+    return [(recipe.at_sizes(sizes), sizes.weight / whole) for sizes in recipe.crop_sizes]
+
+
+def _times(flops: StepFlops, share: float) -> StepFlops:
+    return StepFlops(*(share * getattr(flops, each.name) for each in fields(StepFlops)))
 
 
 def _sum(parts: list[StepFlops]) -> StepFlops:
