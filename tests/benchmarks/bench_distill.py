@@ -21,7 +21,7 @@ from typing import Any
 import above  # noqa: F401 -- processes that are started see this folder
 from scipy.stats import t as student_t
 
-from distilled_runs import STUDENTS, Judged, Runs, judged, run_all, write_datasets
+from distilled_runs import STUDENTS, Judged, Runs, judged, write_datasets
 from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe
 from heliostat.config.distill import DistillRecipe
@@ -29,6 +29,7 @@ from heliostat.config.training import TrainingRecipe
 from heliostat.training.single_process import single_process_run
 from heliostat_jobs.runs import open_run
 from heliostat_jobs.train import run_spec, train
+from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
 _TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 20

@@ -5,22 +5,17 @@ others train and vote.
 """
 
 import hashlib
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from frame import tell
 from heliostat.config import ResolvedRecipe, load_recipe
 from heliostat.data.ingest import ingest
 from heliostat.storage import open_store
@@ -32,7 +27,6 @@ from heliostat_evaluation.knn import knn_accuracy
 from heliostat_jobs.evaluate import load_labelled, with_classes_of
 from heliostat_jobs.photographs import write_tiles
 from heliostat_jobs.runs import load_run
-from heliostat_jobs.train import train
 
 TRAIN, ASKED = "tiles", "tiles-asked"
 _ASKED_OF = 3
@@ -104,22 +98,6 @@ class Runs:
         path = self.folder / f"{values['name']}.yaml"
         path.write_text(yaml.safe_dump(values))
         return load_recipe(path, [], {})
-
-
-def run_all(recipes: Sequence[ResolvedRecipe], processes: int) -> None:
-    """Train all, some side by side, each in a process of its own with its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        begun = {pool.submit(_run, each, threads): each.recipe.name for each in recipes}
-        for number, future in enumerate(as_completed(begun)):
-            future.result()
-            tell(f"run {number + 1} of {len(begun)} has ended: {begun[future]}")
-
-
-def _run(resolved: ResolvedRecipe, threads: int) -> None:
-    torch.set_num_threads(threads)
-    train(resolved, single_process=True)
 
 
 def judged(root: str, run: str, student: str | None = None) -> Judged:

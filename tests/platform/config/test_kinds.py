@@ -28,5 +28,5 @@ def test_kinds__are_what_their_models_call_themselves(kind: str) -> None:
 
 
 def test_recipe_json_schema__unknown_kind_lists_the_kinds() -> None:
-    with pytest.raises(InvalidValueError, match=r"kind is pretain .*one of pretrain, distill, evaluate"):
+    with pytest.raises(InvalidValueError, match=r"kind is pretain .*one of pretrain, adapt, distill, evaluate"):
         recipe_json_schema("pretain")
