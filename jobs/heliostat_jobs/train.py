@@ -3,23 +3,26 @@
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from heliostat.checkpoint.log import CommitLog
 from heliostat.config import ResolvedRecipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.training import TrainingRecipe
+from heliostat.data.ray_tasks import ActorPool, Task, run_tasks
 from heliostat.errors import NoDataPoolError, TooFewGpusError
 from heliostat.models.weights.runs import checkpoint_of_step
 from heliostat.observe.metrics import merged_curve, read_metrics
-from heliostat.observe.progress import watch_run
+from heliostat.observe.progress import watch_items, watch_run
 from heliostat.observe.prometheus import RayMetrics, run_values
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat.training.attempt import RunSpec, train_attempt
-from heliostat.training.single_process import single_process_run
+from heliostat.training.single_process import device_of, single_process_run
 from heliostat.training.students import TrainedNetworks, needs_start
+from heliostat.training.teacher_views import Run, keep_views
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import joined_ray, local_ray
 from heliostat_jobs.artifacts import check_artifact
@@ -100,13 +103,15 @@ def train_on_ray(
 ) -> None:
     """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
     metrics = RayMetrics(recipe.name)
+    spec, use_gpu = run_spec(recipe, run), _use_gpu(recipe)
+    _keep_views(spec, run_tasks, "cuda" if use_gpu else "cpu")
     with watch_run(
         run.store,
         recipe.training.steps,
         publish=lambda ledger, status: metrics.publish(run_values(ledger, status)),
     ):
         _check_pool(recipe)
-        fit(run_spec(recipe, run), _use_gpu(recipe), attempt)
+        fit(spec, use_gpu, attempt)
 
 
 def run_spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
@@ -124,12 +129,37 @@ def _start(recipe: TrainingRecipe, run: OpenedRun) -> TrainedNetworks | None:
 
 def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
     """Run or resume a run without Ray and DeepSpeed, with a live view."""
+    spec = run_spec(recipe, run)
+    _keep_views(spec, _one_by_one, device_of(recipe.scaling.accelerator).type)
     with (
         watch_run(run.store, recipe.training.steps),
-        single_process_run(run_spec(recipe, run)) as worker,
+        single_process_run(spec) as worker,
     ):
         for _ in worker.steps():
             pass
+
+
+def _keep_views(spec: RunSpec, run: Run, device: str) -> None:
+    """See that what the teacher says of all images is there, if the run reads it instead of asking the teacher."""
+    recipe = spec.recipe
+    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or spec.start is None:
+        return
+    with watch_items("looked at by the teacher") as progress:
+        keep_views(
+            recipe,
+            spec.root,
+            spec.manifests,
+            spec.start,
+            run=run,
+            device=device,
+            report=lambda done, total: progress.update(done, total=total),
+        )
+
+
+def _one_by_one(payloads: Iterator[tuple[int, bytes]], pool: Task | ActorPool) -> Iterator[tuple[int, bytes]]:
+    """As ``run_tasks`` does, in this process."""
+    task = pool.make() if isinstance(pool, ActorPool) else pool
+    return ((index, task(payload)) for index, payload in payloads)
 
 
 def cpus_needed(recipe: TrainingRecipe) -> int:

@@ -36,9 +36,9 @@ from heliostat.curation.index import SearchShard, plan_index, sample_size, train
 from heliostat.curation.kmeans import Ints, Vectors, kmeans, sample_rows
 from heliostat.curation.neighbours import NeighbourTable, Search, find_neighbours
 from heliostat.curation.ray_points import ray_points
-from heliostat.curation.results import ResultFolder
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.storage.local import LocalStore
+from heliostat.storage.results import ResultFolder
 from heliostat_cluster.local import local_ray
 from paper_plan import Rates, in_words, paper_plan
 from process_tree import tree_use

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.projects import heliostat, store_images, write_recipe
+from support.distilling import pretrained_project
+from support.projects import heliostat
 from support.whole_runs import newest_state, train_plainly
 from support.worlds import tiny_recipe
 
@@ -28,11 +29,7 @@ PX = 24
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished pretraining run, ``tiny``."""
-    folder = tmp_path_factory.mktemp("project")
-    root = open_store(str(folder / "root"))
-    store_images(root)
-    heliostat("run", str(write_recipe(folder / "pretrain.yaml", root.url, steps=2)), "--single-process")
-    return folder
+    return pretrained_project(tmp_path_factory.mktemp("project"))
 
 
 def recipe_at(project: Path, name: str, steps: int = STEPS, **changes: Any) -> Path:

@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from support.distilling import students_of
-from support.projects import heliostat, store_images, write_recipe
+from support.distilling import STEPS, distill_recipe_at, pretrained_project
+from support.projects import heliostat
 from support.whole_runs import newest_state
-from support.worlds import tiny_recipe
 
 import heliostat as library
 from heliostat.config import load_recipe
@@ -21,32 +19,11 @@ from heliostat.storage.layout import run_store
 from heliostat_jobs.runs import open_run
 from heliostat_jobs.train import train
 
-STEPS = 4
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished pretraining run, ``tiny``."""
-    folder = tmp_path_factory.mktemp("project")
-    root = open_store(str(folder / "root"))
-    store_images(root)
-    heliostat("run", str(write_recipe(folder / "pretrain.yaml", root.url, steps=2)), "--single-process")
-    return folder
-
-
-def recipe_at(project: Path, name: str, **changes: Any) -> Path:
-    pretrain = json.loads(tiny_recipe(steps=STEPS).model_dump_json())
-    tree = {
-        **students_of(pretrain, "tiny"),
-        "name": name,
-        "root": open_store(str(project / "root")).url,
-        "checkpoint": {"every_steps": 2},
-        "observe": {"flush_interval_s": 0.2, "log_every_steps": 1},
-        **changes,
-    }
-    path = project / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return pretrained_project(tmp_path_factory.mktemp("project"))
 
 
 def averages(run: Store) -> dict[str, torch.Tensor]:
@@ -57,9 +34,9 @@ def averages(run: Store) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(600)
 def test_distill__on_workers_is_what_it_is_alone_and_every_student_is_judged_and_exported(project: Path) -> None:
     root = open_store(str(project / "root"))
-    alone = heliostat("run", str(recipe_at(project, "alone")), "--single-process")
+    alone = heliostat("run", str(distill_recipe_at(project, "alone")), "--single-process")
     assert alone["steps"] == STEPS
-    heliostat("run", str(recipe_at(project, "shared", scaling={"workers": 2})))
+    heliostat("run", str(distill_recipe_at(project, "shared", scaling={"workers": 2})))
     expected, found = averages(run_store(root, "alone")), averages(run_store(root, "shared"))
     assert {name.split(".")[0] for name in expected} == {"small", "coarse"}
     for name, value in expected.items():
@@ -91,7 +68,7 @@ def test_distill__on_workers_is_what_it_is_alone_and_every_student_is_judged_and
 
 def test_distill__refuses_what_does_not_fit(project: Path) -> None:
     def opened(name: str, overrides: list[str]) -> None:
-        open_run(load_recipe(recipe_at(project, name), overrides, {}))
+        open_run(load_recipe(distill_recipe_at(project, name), overrides, {}))
 
     with pytest.raises(InvalidValueError, match=r"48 prototypes in the teacher and 64 here.*prototypes to 48"):
         opened("prototypes", ["objective.prototypes=64"])
@@ -103,7 +80,7 @@ def test_distill__refuses_what_does_not_fit(project: Path) -> None:
         opened("missing", ["teacher.run=nobody"])
     with pytest.raises(NoCheckpointError, match=r"no checkpoint of step 7.*of 2"):
         opened("step", ["teacher.step=7"])
-    train(load_recipe(recipe_at(project, "first"), [], {}), single_process=True)
+    train(load_recipe(distill_recipe_at(project, "first"), [], {}), single_process=True)
     with pytest.raises(InvalidValueError, match=r"teacher.run first is a run of kind distill"):
         opened("chain", ["teacher.run=first"])
     with pytest.raises(InvalidValueError, match="no student was named, but run first has small, coarse"):
@@ -113,7 +90,7 @@ def test_distill__refuses_what_does_not_fit(project: Path) -> None:
 
 
 def test_distill__is_bound_to_the_checkpoint_it_began_with(project: Path) -> None:
-    path = recipe_at(project, "bound")
+    path = distill_recipe_at(project, "bound")
     resolved = load_recipe(path, [], {})
     teacher = open_run(resolved).start
     assert teacher is not None

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from heliostat.curation.columns import vector_column
 from heliostat.curation.image_maps import Compute
 from heliostat.curation.kmeans import normalised
-from heliostat.curation.results import vector_column
 from heliostat.curation.vectors import VECTOR
 
 Pixels = NDArray[np.uint8]

@@ -1,7 +1,17 @@
 """Small distillations: two students of different sizes of patches."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
+from support.projects import heliostat, store_images, write_recipe
+from support.worlds import tiny_recipe
+
+from heliostat.storage import open_store
+
+STEPS = 4
 
 SMALL = {"arch": "custom", "embed_dim": 16, "depth": 2, "heads": 2, "patch_px": 4, "layer_scale": 1.0}
 COARSE = {"arch": "custom", "embed_dim": 32, "depth": 1, "heads": 2, "patch_px": 8, "layer_scale": 1.0}
@@ -24,3 +34,27 @@ def students_of(pretrain: Mapping[str, Any], teacher: str, **training: Any) -> d
         "students": students,
         "training": {**shared["training"], **training},
     }
+
+
+def pretrained_project(folder: Path) -> Path:
+    """A project with a finished pretraining run, ``tiny``; the folder."""
+    root = open_store(str(folder / "root"))
+    store_images(root)
+    heliostat("run", str(write_recipe(folder / "pretrain.yaml", root.url, steps=2)), "--single-process")
+    return folder
+
+
+def distill_recipe_at(project: Path, name: str, **changes: Any) -> Path:
+    """The file of a recipe that trains both students from ``tiny``, in ``STEPS`` steps."""
+    pretrain = json.loads(tiny_recipe(steps=STEPS).model_dump_json())
+    tree = {
+        **students_of(pretrain, "tiny"),
+        "name": name,
+        "root": open_store(str(project / "root")).url,
+        "checkpoint": {"every_steps": 2},
+        "observe": {"flush_interval_s": 0.2, "log_every_steps": 1},
+        **changes,
+    }
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path

@@ -3,10 +3,11 @@
 import numpy as np
 import pyarrow as pa
 
+from heliostat.curation.columns import vector_column
 from heliostat.curation.kmeans import Vectors, normalised
-from heliostat.curation.results import ResultFolder, vector_column
 from heliostat.curation.vectors import VECTOR, VectorPart
 from heliostat.storage import Store
+from heliostat.storage.results import ResultFolder
 
 
 def blobs(rows: int, width: int, centres: int, seed: int = 0, noise: float = 0.05) -> Vectors:

@@ -20,6 +20,11 @@ class TeacherConfig(Section):
 
     run: Name = Field(description="the pretraining run whose teacher it is")
     step: int | None = Field(None, ge=0, description="of the checkpoint; null is the newest when this run is created")
+    cache: bool = Field(
+        False,
+        description="compute once what the teacher says of each image and keep it under ROOT/teacher_views, for this "
+        "run and all others of the same teacher, dataset, seed and augmentation; needs augmentation.fixed",
+    )
 
 
 class StudentModelConfig(ModelConfig):
@@ -81,6 +86,16 @@ class DistillRecipe(TrainingRecipe):
         return self
 
     @model_validator(mode="after")
+    def _what_is_kept_stays_true(self) -> Self:
+        if self.teacher.cache and not self.augmentation.fixed:
+            raise InvalidValueError(
+                "teacher.cache is on, but crops are drawn anew wherever an image stands in the run: what the teacher "
+                "says of one would be needed once",
+                "Set augmentation.fixed to true, or leave teacher.cache out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_not_anchored(self) -> Self:
         if self.objective.anchoring is not None:
             raise InvalidValueError(
@@ -130,6 +145,11 @@ class DistillRecipe(TrainingRecipe):
         for student in self.students:
             self.of_student(student)
         return self
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Of the students' patches, in pixels, each once."""
+        return tuple(dict.fromkeys(student.model.patch_px for student in self.students))
 
     def of_student(self, student: StudentConfig) -> PretrainRecipe:
         """What a student's network, optimizer and costs are made of: the recipe as if it were trained alone."""

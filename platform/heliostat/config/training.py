@@ -84,6 +84,11 @@ class AugmentationConfig(Section):
     jitter: Share = Field(0.8, description="probability of colour jitter (0.4, 0.4, 0.2, 0.1)")
     grey: Share = Field(0.2, description="probability of greyscale")
     solarize: Share = Field(0.2, description="probability of solarization, second global crop only")
+    fixed: bool = Field(
+        False,
+        description="crop and colour an image alike wherever it stands in the run: what a teacher says of it can then "
+        "be kept (teacher.cache)",
+    )
     blur: Literal["paper", "official", "none"] = Field(
         "official",
         description="blur probabilities of global-1, global-2, local: paper 1.0/0.1/0.5; official 0.0/0.9/0.5, with "

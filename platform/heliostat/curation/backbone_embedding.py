@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from heliostat.config.curate import EmbeddingConfig
 from heliostat.config.model import ModelConfig
+from heliostat.curation.columns import vector_column
 from heliostat.curation.image_maps import Compute
 from heliostat.curation.kmeans import normalised
-from heliostat.curation.results import vector_column
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.decode import RgbImage
 from heliostat.storage import Store

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.config.curate import CurateRecipe, QuerySet
+from heliostat.curation.columns import list_column
 from heliostat.curation.context import Context, digest, part_contents
 from heliostat.curation.dedup import Bools
 from heliostat.curation.embeddings import open_embedding
@@ -15,12 +16,12 @@ from heliostat.curation.image_maps import ImageMap
 from heliostat.curation.kmeans import VERSION, Floats, InMemory, Ints, assign
 from heliostat.curation.neighbours import NeighbourTable
 from heliostat.curation.ray_points import ray_points
-from heliostat.curation.results import ResultFolder, list_column
 from heliostat.curation.retrieval import Retrieved, by_clusters, by_sample
 from heliostat.curation.sampling import sample_balanced
 from heliostat.curation.vectors import Embedded, VectorPart
 from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.storage import Store
+from heliostat.storage.results import ResultFolder
 
 EMBED, CLUSTER, RETRIEVE, SAMPLE = "embedding", "clusters", "retrieval", "sample"
 _NO_ROWS = np.empty(0, np.int64)

@@ -15,9 +15,9 @@ from heliostat.curation.dedup import Bools
 from heliostat.curation.fates import Fates
 from heliostat.curation.image_maps import ImageMap, Run, map_images
 from heliostat.curation.neighbours import VERSION, Found, Search, find_neighbours
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Listing, Universe
 from heliostat.curation.vectors import Embedded, VectorPart, embedded, usable_vectors
+from heliostat.storage.results import ResultFolder
 
 Watch = Callable[[str, int, int], None]
 """Told the stage, and how many of how many items are done."""

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from heliostat.curation.columns import vector_column
 from heliostat.curation.image_maps import Compute
 from heliostat.curation.kmeans import normalised
-from heliostat.curation.results import vector_column
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.decode import RgbImage
 from heliostat.models.normalise import normalise

@@ -23,7 +23,6 @@ from heliostat.curation.embeddings import pinned_weights
 from heliostat.curation.fates import Fates, hash_column
 from heliostat.curation.filtering import apply_filter, sha256_of_list
 from heliostat.curation.image_maps import Run
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe
 from heliostat.data.manifest import Part, load_manifest
 from heliostat.data.ray_tasks import cluster_cpus
@@ -31,6 +30,7 @@ from heliostat.data.selection import write_selection
 from heliostat.errors import ObjectNotFoundError
 from heliostat.storage import Store
 from heliostat.storage.layout import RESULT_KEY, curation_store
+from heliostat.storage.results import ResultFolder
 
 WEIGHTS, DEDUP_WEIGHTS = "embedding", "dedup.embedding"
 READ = "read"

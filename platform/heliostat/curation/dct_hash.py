@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from heliostat.curation.columns import vector_column
 from heliostat.curation.image_maps import Compute
 from heliostat.curation.kmeans import Vectors
-from heliostat.curation.results import vector_column
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.decode import RgbImage
 

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from heliostat.curation.dedup import Bools, Dropped
 from heliostat.curation.kmeans import Ints
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.similarity import NO_ROW
 from heliostat.curation.universe import Universe
 from heliostat.storage.in_flight import map_in_flight
+from heliostat.storage.results import ResultFolder
 
 _UNDECIDED = -1
 

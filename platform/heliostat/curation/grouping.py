@@ -11,7 +11,7 @@ from heliostat.curation.components import Edges
 from heliostat.curation.dedup import edges_above
 from heliostat.curation.image_maps import Run
 from heliostat.curation.neighbours import Found, NeighbourTable
-from heliostat.curation.results import ResultFolder
+from heliostat.storage.results import ResultFolder
 
 
 @dataclass(frozen=True, slots=True)

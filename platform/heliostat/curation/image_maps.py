@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.universe import Universe, UniverseShard
 from heliostat.data.decode import SHRINKS, RgbImage, decode_rgb, read_header
 from heliostat.data.manifest import DatasetManifest, load_manifest
@@ -25,6 +24,7 @@ from heliostat.data.shards import read_row_group
 from heliostat.errors import CorruptShardError, HeliostatError, PluginFailedError, RejectedImageError
 from heliostat.storage import Store
 from heliostat.storage.layout import dataset_store
+from heliostat.storage.results import ResultFolder
 
 PROBLEM, SOURCE = "problem", "source"
 _FINGERPRINT_CHARS = 16

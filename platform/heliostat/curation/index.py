@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from heliostat.curation.columns import list_column
 from heliostat.curation.kmeans import Floats, InMemory, Ints, Stream, Vectors, kmeans, split_start
-from heliostat.curation.results import list_column
 from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of, exact_similarities
 from heliostat.errors import InvalidValueError
 

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from heliostat.config.curate import CurateRecipe
+from heliostat.curation.columns import vectors_of
 from heliostat.curation.curate import DEDUP_WEIGHTS, Curated
 from heliostat.curation.deduplication import plan_dedup
 from heliostat.curation.image_maps import decode_small, results_folder, stored_results
 from heliostat.curation.kmeans import Ints, Vectors
-from heliostat.curation.results import ResultFolder, vectors_of
 from heliostat.curation.similarity import UNIT, exact_similarities, units_of
 from heliostat.curation.universe import Universe
 from heliostat.curation.vectors import VECTOR
 from heliostat.data.manifest import Part
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
+from heliostat.storage.results import ResultFolder
 
 
 @dataclass(frozen=True, slots=True)

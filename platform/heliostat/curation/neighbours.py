@@ -22,17 +22,18 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.config.curate import SearchConfig
+from heliostat.curation.columns import list_column
 from heliostat.curation.image_maps import Report, Run
 from heliostat.curation.index import Candidates, IndexPlan, SearchShard, all_threads, plan_index, train_index
 from heliostat.curation.index import sample_size as wanted_sample
 from heliostat.curation.kmeans import Ints, Vectors, sample_rows
 from heliostat.curation.ray_points import RESTARTS
-from heliostat.curation.results import ResultFolder, list_column
 from heliostat.curation.similarity import LOWEST, NO_ROW, Similarities, best_of
 from heliostat.curation.vectors import VectorPart, take_rows
 from heliostat.data.ray_tasks import cluster_cpus
 from heliostat.errors import InvalidValueError
 from heliostat.storage import Store
+from heliostat.storage.results import ResultFolder
 
 VERSION = "2"
 """Of the results: another one searches anew."""

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from heliostat.curation.kmeans import InMemory, Ints, Points, R, Vectors
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.vectors import VectorPart
+from heliostat.storage.results import ResultFolder
 
 RESTARTS = 100
 """Of an actor whose process or node went: more than a long curation on spot nodes sees, and not for ever."""

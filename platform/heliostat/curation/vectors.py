@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from heliostat.curation.columns import vectors_of
 from heliostat.curation.dedup import Bools
 from heliostat.curation.image_maps import PROBLEM, MapResults, Run
 from heliostat.curation.kmeans import Ints, Vectors
-from heliostat.curation.results import ResultFolder, vectors_of
 from heliostat.curation.universe import Universe
+from heliostat.storage.results import ResultFolder
 
 VECTOR = "vector"
 _LENGTH_OFF = 0.01

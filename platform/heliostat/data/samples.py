@@ -1,7 +1,7 @@
 """The samples of a run by position: which rows they are is arithmetic, their bytes come from verified shards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ from heliostat.data.mix import RunOrder
 from heliostat.data.order import SampleOrder
 from heliostat.data.reading import RowReader
 from heliostat.data.slots import SlotPlan
+from heliostat.data.teacher_views import VIEW, ViewFolder, ViewReader
 from heliostat.storage import Store
 from heliostat.storage.retries import retry_counts
 
@@ -28,12 +29,14 @@ class Samples:
     """What storage gave since the last samples of this stream, to bring these."""
     retries: int = 0
     """Requests that had to be repeated for it."""
+    views: list[bytes] = field(default_factory=list)
+    """What a teacher has said of each; none where nobody has kept it."""
 
     def part(self, start: int, stop: int) -> "Samples":
         """Samples ``start`` to ``stop``; what was read counts for the first ones."""
         cut = slice(start, stop)
-        costs = (0, 0) if start else (self.bytes_read, self.retries)
-        return Samples(self.positions[cut], self.ids[cut], self.images[cut], *costs)
+        read, retries = (0, 0) if start else (self.bytes_read, self.retries)
+        return Samples(self.positions[cut], self.ids[cut], self.images[cut], read, retries, self.views[cut])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class SampleSource:
     cache: ShardCache | None = None
     workers: int = 1
     """How many read the run's samples side by side; of what each reads, the others have another part."""
+    views: ViewFolder | None = None
+    """Where what a teacher has said of each image is kept, if that is wanted too."""
 
     @property
     def order(self) -> RunOrder:
@@ -68,16 +73,19 @@ class SampleSource:
 
     @property
     def image_bytes(self) -> float:
-        """Mean size of a sample in storage, in bytes."""
+        """Mean size of a sample in storage, in bytes, with what a teacher has said of it."""
         return _opened(self).image_bytes
 
     def read(self, positions: Sequence[int]) -> pa.Table:
         """Rows ``id``, ``image``, ``position``, ``bytes_read``, ``retries`` at positions of the run, in that order.
 
+        And ``view``, where what a teacher has said is wanted.
+
         What the call has cost stands in the first row's ``bytes_read`` and ``retries``.
 
         Raises:
             CorruptShardError: an image is not the one that was ingested.
+            CorruptResultError: what a teacher has said is gone, or is not what was written.
             StorageError: the store did not answer in time.
         """
         opened = _opened(self)
@@ -88,7 +96,11 @@ class SampleSource:
         for dataset, reader in enumerate(opened.readers):
             here = np.flatnonzero(datasets == dataset)
             if len(here):
-                parts.append(reader.read(rows[here].tolist()).select(["id", "image"]))
+                wanted = rows[here].tolist()
+                part = reader.read(wanted).select(["id", "image"])
+                if opened.views:
+                    part = part.append_column(VIEW, opened.views[dataset].read(wanted))
+                parts.append(part)
                 places.append(here)
         table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
         table = table.append_column("position", pa.array(positions, pa.int64()))
@@ -113,14 +125,18 @@ class _Opened:
         # 3.1; each of eight with ranges: 3.2, not 5.8 (measured with images of 28 kB).
         alone = source.workers <= 2
         self.readers = [RowReader(source.root, manifest, source.cache, alone=alone) for manifest in manifests]
-        means = [manifest.size_bytes / manifest.rows for manifest in manifests]
+        folder = source.views
+        self.views = [] if folder is None else [ViewReader(folder, manifest) for manifest in manifests]
+        kept_bytes = 0 if folder is None else folder.row_bytes
+        means = [manifest.size_bytes / manifest.rows + kept_bytes for manifest in manifests]
         self.image_bytes = float(np.average(means, weights=shares))
 
     def costs(self) -> dict[str, int]:
         """What all reading in this process has cost so far."""
         stats = [reader.stats for reader in self.readers]
+        of_views = sum(each.bytes_read for each in self.views)
         return {
-            "bytes_read": sum(each.bytes_read for each in stats),
+            "bytes_read": sum(each.bytes_read for each in stats) + of_views,
             "retries": sum(each.repeated_reads for each in stats) + sum(retry_counts().values()),
         }
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from heliostat import errors
 from heliostat.data.samples import Samples, SampleSource, WorkerShare
+from heliostat.data.teacher_views import VIEW
 from heliostat.errors import HeliostatError, SampleOrderError
 
 CHUNK_SAMPLES = 512
@@ -180,8 +181,9 @@ def _samples(table: pa.Table, share: WorkerShare, step: int) -> Samples:
             f"{share.positions(step)[:1]}",
             "Nothing was trained on them; run the same command again to resume, and report this",
         )
-    costs = (sum(table[name].to_pylist()) for name in ("bytes_read", "retries"))
-    return Samples(positions, table["id"].to_pylist(), table["image"].to_pylist(), *costs)
+    read, retries = (sum(table[name].to_pylist()) for name in ("bytes_read", "retries"))
+    views = table[VIEW].to_pylist() if VIEW in table.column_names else []
+    return Samples(positions, table["id"].to_pylist(), table["image"].to_pylist(), read, retries, views)
 
 
 def _failure(error: HeliostatError) -> pa.Table:

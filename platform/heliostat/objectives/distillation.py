@@ -48,7 +48,7 @@ class DistillationStep(StepState):
         ]
         engine = learners[0].engine
         plan = SlotPlan(recipe.training.slots, engine.world_size)
-        teacher.shown_px = tuple(dict.fromkeys(student.model.patch_px for student in recipe.students))
+        teacher.shown_px = recipe.patch_sizes
         device = next(learners[0].average.network.parameters()).device
         frozen = engine.teacher(teacher.requires_grad_(False).eval().to(device))
         targets = TeacherTargets(recipe.objective, recipe.training, frozen, plan.rounds, engine.reducer)

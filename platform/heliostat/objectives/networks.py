@@ -44,6 +44,8 @@ class SlotBatch:
     """(2 B, C, H'', W''): the global crops at the Gram teacher's resolution, colours as they are."""
     ids: tuple[str, ...] = ()
     """Sample ids of the B images, to name them in errors."""
+    kept: Tensor | None = None
+    """(B, 2, T, Z): what the teacher says of it, where that was kept from before (``kept_views.py``)."""
 
     def check(self, images: int, patch_px: int) -> None:
         """Refuse a slot that would broadcast into another objective.

@@ -14,6 +14,7 @@ from heliostat.config.training import TrainingConfig
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
 from heliostat.objectives.cross_entropy import CHUNK_BYTES, Layer, Targets, compute_dtype
 from heliostat.objectives.engine import autocast
+from heliostat.objectives.kept_views import unpack
 from heliostat.objectives.networks import SlotBatch, SlotTargets, TeacherView
 from heliostat.objectives.sinkhorn import Reducer, sinkhorn_offset
 from heliostat.objectives.teacher import Teacher
@@ -52,9 +53,18 @@ class TeacherTargets:
             }
 
     def views(self, slots: Sequence[SlotBatch]) -> list[TeacherView]:
-        """What the teacher says of this worker's slots."""
+        """What the teacher says of this worker's slots, or has said of them before."""
+        if all(slot.kept is not None for slot in slots):
+            return [self._kept(slot) for slot in slots]
         with autocast(self._training, slots[0].global_crops.device):
             return self.teacher.views(slots, self._rounds)
+
+    def _kept(self, slot: SlotBatch) -> TeacherView:
+        assert slot.kept is not None  # noqa: S101
+        network = self.teacher.network
+        sizes = network.objective.dino_head_sizes, network.objective.ibot_head_sizes
+        of_cls, of_patch = (each.bottleneck for each in sizes)
+        return unpack(slot.kept, [slot.grid(px) for px in network.shown_px], (of_cls, of_patch))
 
     @torch.no_grad()
     def of(self, views: Sequence[TeacherView], temperature: float) -> list[dict[int, SlotTargets]]:

@@ -43,6 +43,7 @@ from heliostat.training.run_state import RunState
 from heliostat.training.saving import Saver
 from heliostat.training.snapshots import Snapshots
 from heliostat.training.students import TrainedNetworks, needs_start, new_training
+from heliostat.training.teacher_views import view_folder
 from heliostat.training.zero import ZeroEngine
 
 _log = logging.getLogger(__name__)
@@ -186,7 +187,9 @@ class AttemptWorker:
         self._has_begun = True
         # What dead attempts left half-written.
         first_does_long(self._agreement, lambda: sweep(self._store, self._log, self._lease))
-        source = sample_source(self._recipe, self._spec.root, self._spec.manifests, self._plan.world_size)
+        spec = self._spec
+        views = view_folder(spec.recipe, spec.root.patient(spec.recipe.streaming.patience_s), spec.start)
+        source = sample_source(spec.recipe, spec.root, spec.manifests, self._plan.world_size, views)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
         self.training = self._new_training()

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.crops import SlotCrops, slot_crops
@@ -24,6 +25,7 @@ from heliostat.errors import DecoderCrashedError
 from heliostat.models.block import DropPlan
 from heliostat.models.normalise import normalise
 from heliostat.models.positions import RopeJitter, draw_rope_jitter
+from heliostat.objectives.kept_views import Kept, parse_kept
 from heliostat.objectives.masking import draw_drops, draw_masks
 from heliostat.objectives.networks import SlotBatch
 from heliostat.training.crop_sizes import of_step
@@ -64,12 +66,14 @@ class SlotInput:
     """None where students see whole crops."""
     drops: DropPlan | None
     jitters: Jitters | None
+    kept: Kept | None = None
+    """What the teacher says of it, where that was kept."""
 
     def __reduce__(self) -> tuple[Callable[..., "SlotInput"], tuple[Any, ...]]:
         # Draws travel as arrays: torch pickles each of the fifty tensors of a slot as a file of its own, and reads it
         # as one, for which a slot's crops could be made again in a third of the time.
         drops: Any = self.drops and [[[each.numpy() for each in group] for group in block] for block in self.drops]
-        names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters")
+        names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters", "kept")
         whole = {name: getattr(self, name) for name in names}
         return _received, (whole, None if self.masks is None else self.masks.numpy(), drops)
 
@@ -112,9 +116,9 @@ def prepare_slot(
     recipe = of_step(recipe, step)
     gram = recipe.objective.anchoring
     gram_px = recipe.gram_px if gram is not None and step >= gram.from_step else None
-    crops = slot_crops(
-        recipe.augmentation, recipe.seed, samples.positions, samples.images, gram_px, photometric=photometric
-    )
+    # Draws of a crop belong to its place in the run, or to the image itself.
+    keys = [int(name[:15], 16) for name in samples.ids] if recipe.augmentation.fixed else samples.positions
+    crops = slot_crops(recipe.augmentation, recipe.seed, keys, samples.images, gram_px, photometric=photometric)
     masks, drops, jitters = _draws(recipe, step, slot) if isinstance(recipe, PretrainRecipe) else (None, None, None)
     return SlotInput(
         ids=samples.ids,
@@ -125,6 +129,7 @@ def prepare_slot(
         masks=masks,
         drops=drops,
         jitters=jitters,
+        kept=parse_kept(recipe, samples.views) if isinstance(recipe, DistillRecipe) and samples.views else None,
     )
 
 
@@ -165,6 +170,7 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
         jitters=slot.jitters,
         gram_crops=None if crops.gram_crops is None else normalise(_on_device(crops.gram_crops, device)),
         ids=tuple(slot.ids),
+        kept=None if slot.kept is None else _writable(slot.kept).to(device),
     )
 
 

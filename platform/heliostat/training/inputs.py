@@ -11,17 +11,32 @@ from heliostat.data.read_plan import read_advice
 from heliostat.data.samples import PinnedDataset, Samples, SampleSource, WorkerShare
 from heliostat.data.selection import predict_selection
 from heliostat.data.stream import stream_samples
+from heliostat.data.teacher_views import ViewFolder
 from heliostat.storage import Store
 from heliostat.training.feed import StreamFrom
 
 
-def sample_source(recipe: TrainingRecipe, root: Store, manifests: Mapping[str, str], workers: int = 1) -> SampleSource:
-    """The datasets of a run, by the hashes of the manifests that it has pinned."""
+def sample_source(
+    recipe: TrainingRecipe,
+    root: Store,
+    manifests: Mapping[str, str],
+    workers: int = 1,
+    views: ViewFolder | None = None,
+) -> SampleSource:
+    """The datasets of a run, by the hashes of the manifests that it has pinned.
+
+    Args:
+        recipe: Of the run.
+        root: That holds the datasets.
+        manifests: Hashes by name of the dataset.
+        workers: That read side by side.
+        views: Where what the run's teacher says of each image is kept.
+    """
     streaming = recipe.streaming
     cache = ShardCache(Path(streaming.cache_dir), int(streaming.cache_gib * 2**30)) if streaming.cache_dir else None
     pinned = tuple(PinnedDataset(name, manifests[name], share) for name, share in recipe.dataset.shares.items())
     patient = root.patient(streaming.patience_s)
-    return SampleSource(patient, pinned, recipe.seed, recipe.dataset.window_groups, cache, workers)
+    return SampleSource(patient, pinned, recipe.seed, recipe.dataset.window_groups, cache, workers, views)
 
 
 def _stream_from(source: SampleSource, share: WorkerShare, steps: int, first_step: int) -> Iterator[Samples]:

@@ -25,14 +25,26 @@ from heliostat.training.attempt import AttemptWorker, RunSpec
 from heliostat.training.feed import StepInput, prepare_slot
 
 
+def device_of(accelerator: str) -> torch.device:
+    """Where this process computes.
+
+    Args:
+        accelerator: As ``scaling.accelerator``.
+
+    Raises:
+        InvalidValueError: a GPU is asked for, and there is none.
+    """
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "gpu" and not on_gpu:
+        raise InvalidValueError("scaling.accelerator is gpu, but torch sees none", "Set scaling.accelerator to cpu")
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 class ThisProcess:
     """Where everything is computed."""
 
     def __init__(self, accelerator: str) -> None:
-        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-        if accelerator == "gpu" and not on_gpu:
-            raise InvalidValueError("scaling.accelerator is gpu, but torch sees none", "Set scaling.accelerator to cpu")
-        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.device = device_of(accelerator)
 
     def new_engine(self, student: Network, training: TrainingConfig, plan: SlotPlan, stack: ExitStack) -> PlainEngine:
         """The plain engine."""

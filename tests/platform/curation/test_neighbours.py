@@ -19,11 +19,11 @@ from heliostat.curation.index import IndexPlan
 from heliostat.curation.kmeans import InMemory, Ints, Vectors, sample_rows
 from heliostat.curation.neighbours import Found, NeighbourTable, Search, find_neighbours
 from heliostat.curation.ray_points import divide, ray_points
-from heliostat.curation.results import ResultFolder
 from heliostat.curation.vectors import VectorPart, take_rows
 from heliostat.data.ray_tasks import run_tasks
 from heliostat.errors import CorruptResultError, InvalidValueError
 from heliostat.storage.local import LocalStore
+from heliostat.storage.results import ResultFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 

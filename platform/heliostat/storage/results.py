@@ -1,22 +1,18 @@
-"""Tables that stages of a curation write and later ones read: objects named by what they are and by their hash.
+"""Tables that are written once and read later: objects named by what they are and by their hash.
 
 ``<folder>/<name>-<sha256>.parquet`` is written whole or not at all and never changes. A listing tells what is done, so
-that a stage that was killed goes on with what is missing; a reader compares the bytes with the hash in the name.
+that work that was killed goes on with what is missing; a reader compares the bytes with the hash in the name.
 """
 
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heliostat.curation.kmeans import Vectors
 from heliostat.errors import CorruptResultError, ObjectNotFoundError
-from heliostat.storage import Store
+from heliostat.storage.store import Store
 
 _END = ".parquet"
 _HASH_CHARS = 64
@@ -64,19 +60,3 @@ class ResultFolder:
         return CorruptResultError(
             f"{key} under {self.store.url} {what}", "Delete the object: the same command computes it again"
         )
-
-
-def vector_column(vectors_ND: Vectors) -> pa.FixedSizeListArray:
-    """Vectors as a column, one list of float16 per row."""
-    return list_column(vectors_ND)
-
-
-def list_column(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    """An array (N, M) as a column of N lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
-
-def vectors_of(column: pa.ChunkedArray) -> Vectors:
-    """(N, D), from a column that ``vector_column`` has made."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float16).reshape(len(column), -1) if len(column) else np.empty((0, 0), np.float16)
