@@ -169,7 +169,9 @@ def writes(recipe: Recipe) -> list[Transfer]:
         case PretrainRecipe():
             return _written_by_run(recipe, [recipe])
         case DistillRecipe():
-            return _written_by_run(recipe, [recipe.of_student(student) for student in recipe.students])
+            written = _written_by_run(recipe, [recipe.of_student(student) for student in recipe.students])
+            kept = Transfer("writes", "teacher_views", "what the teacher says of each image, unless it is there")
+            return [*written, kept] if recipe.teacher.cache else written
         case CurateRecipe():
             places = {
                 f"curations/{recipe.name}": "what became of each image, the report",

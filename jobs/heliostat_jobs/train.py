@@ -104,7 +104,7 @@ def train_on_ray(
     """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
     metrics = RayMetrics(recipe.name)
     spec, use_gpu = run_spec(recipe, run), _use_gpu(recipe)
-    _keep_views(spec, run_tasks, "cuda" if use_gpu else "cpu")
+    keep_teacher_views(spec, run_tasks, "cuda" if use_gpu else "cpu")
     with watch_run(
         run.store,
         recipe.training.steps,
@@ -130,7 +130,7 @@ def _start(recipe: TrainingRecipe, run: OpenedRun) -> TrainedNetworks | None:
 def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
     """Run or resume a run without Ray and DeepSpeed, with a live view."""
     spec = run_spec(recipe, run)
-    _keep_views(spec, _one_by_one, device_of(recipe.scaling.accelerator).type)
+    keep_teacher_views(spec, one_by_one, device_of(recipe.scaling.accelerator).type)
     with (
         watch_run(run.store, recipe.training.steps),
         single_process_run(spec) as worker,
@@ -139,7 +139,7 @@ def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
             pass
 
 
-def _keep_views(spec: RunSpec, run: Run, device: str) -> None:
+def keep_teacher_views(spec: RunSpec, run: Run, device: str) -> None:
     """See that what the teacher says of all images is there, if the run reads it instead of asking the teacher."""
     recipe = spec.recipe
     if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or spec.start is None:
@@ -156,7 +156,7 @@ def _keep_views(spec: RunSpec, run: Run, device: str) -> None:
         )
 
 
-def _one_by_one(payloads: Iterator[tuple[int, bytes]], pool: Task | ActorPool) -> Iterator[tuple[int, bytes]]:
+def one_by_one(payloads: Iterator[tuple[int, bytes]], pool: Task | ActorPool) -> Iterator[tuple[int, bytes]]:
     """As ``run_tasks`` does, in this process."""
     task = pool.make() if isinstance(pool, ActorPool) else pool
     return ((index, task(payload)) for index, payload in payloads)

@@ -35,6 +35,7 @@ _VALUES = {"arch": "custom", "patch_px": 8, "layer_scale": 1.0, "drop_path": 0.0
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "narrow": {**_VALUES, "embed_dim": 64, "depth": 4, "heads": 2},
     "shallow": {**_VALUES, "embed_dim": 96, "depth": 2, "heads": 3},
+    "thin": {**_VALUES, "embed_dim": 48, "depth": 6, "heads": 2},
 }
 
 
@@ -76,8 +77,8 @@ class Runs:
         """A student that nobody teaches."""
         return self._resolved({"name": f"alone-{student}-{seed}", "seed": seed, "model": dict(STUDENTS[student])})
 
-    def taught(self, students: Sequence[str], seed: int, **changes: Any) -> ResolvedRecipe:
-        """One run of some students of the teacher."""
+    def taught(self, students: Sequence[str], seed: int, *, fixed: bool = False, **changes: Any) -> ResolvedRecipe:
+        """One run of some students of the teacher; ``fixed`` crops do not change from epoch to epoch."""
         listed = [{"name": name, "model": dict(STUDENTS[name])} for name in students]
         values = {
             "kind": "distill",
@@ -86,13 +87,14 @@ class Runs:
             "teacher": {"run": "teacher"},
             "students": listed,
         }
-        return self._resolved({**values, **changes})
+        return self._resolved({**values, **changes}, fixed=fixed)
 
-    def _resolved(self, changes: Mapping[str, Any], steps: int | None = None) -> ResolvedRecipe:
+    def _resolved(self, changes: Mapping[str, Any], steps: int | None = None, *, fixed: bool = False) -> ResolvedRecipe:
         values = yaml.safe_load((files("heliostat_jobs") / "recipes" / "demo.yaml").read_text())
         values |= {"root": self.root, "dataset": {"name": TRAIN}, **changes}
         if values["kind"] == "distill":
             del values["model"]
+        values["augmentation"] |= {"fixed": fixed}
         values["training"] |= {"steps": steps or self.steps, "zero_stage": 0}
         values["checkpoint"] = {"every_steps": steps or self.steps}
         path = self.folder / f"{values['name']}.yaml"

@@ -128,6 +128,13 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
     )
 
 
+def target_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float) -> StepFlops:
+    """Of a whole step, of a teacher whose bottleneck vectors are kept: its prototypes alone. Arguments as above."""
+    slots, heads = recipe.training.slots, _Heads.of(recipe, masked)
+    logits = slots * heads.logits(GLOBAL_CROPS * recipe.training.slot_batch)
+    return StepFlops(0.0, 0.0, 0.0, logits, 0.0, slots * heads.target_passes(slots_per_worker), 0.0)
+
+
 def _embed(model: ModelConfig, groups: Sequence[CropGroup]) -> float:
     patches = sum(group.crops * group.patches for group in groups)
     return 2.0 * patches * model.channels * model.patch_px**2 * model.embed_dim

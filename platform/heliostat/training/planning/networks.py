@@ -1,7 +1,7 @@
 """What the networks of a run cost together: one student and its teacher, or a frozen teacher with several students."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.distill import TEACHER, DistillRecipe
@@ -9,7 +9,7 @@ from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.training.planning.communication import Payload, step_payload, student_payload, targets_payload
-from heliostat.training.planning.flops import GLOBAL_CROPS, StepFlops, step_flops
+from heliostat.training.planning.flops import GLOBAL_CROPS, StepFlops, step_flops, target_flops
 from heliostat.training.planning.memory import Memory, frozen_bytes, worker_memory
 from heliostat.training.planning.shapes import parameter_sizes
 
@@ -27,6 +27,8 @@ class Networks:
     """Each as if it were trained alone, by name; of a pretraining the run itself."""
     frozen: PretrainRecipe | None = None
     """The teacher of a distillation with the data and the schedules of the run."""
+    is_kept: bool = False
+    """What the teacher says is kept from before."""
 
     @staticmethod
     def of(recipe: TrainingRecipe, start: TrainingRecipe | None = None) -> "Networks":
@@ -43,12 +45,12 @@ class Networks:
         if start is None:
             return Networks(students)
         assert isinstance(start, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
-        return Networks(students, _teaching(start, next(iter(students.values()))))
+        return Networks(students, _teaching(start, next(iter(students.values()))), recipe.teacher.cache)
 
     def at_stage(self, stage: int) -> "Networks":
         """The same with another stage of ZeRO."""
         staged = {name: _staged(each, stage) for name, each in self.students.items()}
-        return Networks(staged, None if self.frozen is None else _staged(self.frozen, stage))
+        return replace(self, students=staged, frozen=None if self.frozen is None else _staged(self.frozen, stage))
 
     @property
     def parameters(self) -> int:
@@ -105,9 +107,11 @@ class Networks:
 
     def _of_frozen(self, rounds: int) -> StepFlops:
         assert self.frozen is not None  # noqa: S101
-        own = step_flops(self.frozen, rounds, _all_patches(self.frozen, self.frozen.model.patch_px))
         # Its heads see a map of tokens for each size of the students' patches.
         seen = sum(_all_patches(self.frozen, patch_px) for patch_px in self._patch_sizes)
+        if self.is_kept:
+            return target_flops(self.frozen, rounds, seen)
+        own = step_flops(self.frozen, rounds, _all_patches(self.frozen, self.frozen.model.patch_px))
         heads = step_flops(self.frozen, rounds, seen)
         return StepFlops(0.0, 0.0, own.teacher_backbone, heads.teacher_heads, 0.0, heads.repeated_targets, 0.0)
 
