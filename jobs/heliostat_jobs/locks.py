@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
@@ -89,6 +90,16 @@ def pinned_start(store: Store) -> dict[str, Any] | None:
     return None if locked is None else locked["start"]
 
 
+def pinned_weights(store: Store) -> str | None:
+    """The key of the backbone that a run was started from; none if there is none, or it was never started.
+
+    Raises:
+        CorruptLockError: what is there is no lock.
+    """
+    locked = _read(store)
+    return None if locked is None else locked.get("weights")
+
+
 def _read(store: Store) -> dict[str, Any] | None:
     try:
         data = store.get(LOCK_KEY)
@@ -104,6 +115,8 @@ def _read(store: Store) -> dict[str, Any] | None:
         start = start_of(recipe)
         if start is not None and locked["start"]["name"] != start.run:
             raise ValueError(locked["start"])
+        if isinstance(recipe, AdaptRecipe) and (recipe.init_from.weights is None) != (locked.get("weights") is None):
+            raise ValueError(locked.get("weights"))
         if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
             raise TypeError(locked["inputs"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

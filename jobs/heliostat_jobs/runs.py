@@ -1,10 +1,11 @@
 """A run's identity: its name, its configuration and the dataset manifest it was started with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.config import ResolvedRecipe
+from heliostat.config.adapt import AdaptRecipe, check_backbone
 from heliostat.config.kinds import Recipe
 from heliostat.config.starts import check_start, start_of
 from heliostat.config.training import TrainingRecipe
@@ -28,6 +29,8 @@ class OpenedRun:
     is_finished: bool
     start: Artifact | None = None
     """Checkpoint of the trained run that it starts from, pinned likewise."""
+    weights: str | None = None
+    """Key of the backbone that it starts from."""
 
 
 def open_run(resolved: ResolvedRecipe) -> OpenedRun:
@@ -42,14 +45,33 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
     root = open_store(recipe.root)
     store = run_store(root, recipe.name)
     locked = find_or_create_lock(store, resolved, lambda: _pinned(recipe, root))
-    return OpenedRun(root, store, locked["manifests"], has_ended(CommitLog(store).read()), locked.get("start"))
+    is_finished = has_ended(CommitLog(store).read())
+    return OpenedRun(root, store, locked["manifests"], is_finished, locked.get("start"), locked.get("weights"))
 
 
 def _pinned(recipe: TrainingRecipe, root: Store) -> dict[str, Any]:
     """What a run is bound to that begins now."""
     manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
+    if isinstance(recipe, AdaptRecipe) and recipe.init_from.weights is not None:
+        return {"manifests": manifests, "weights": start_weights(recipe, recipe.init_from.weights, root)}
     start = start_checkpoint(recipe, root)
     return {"manifests": manifests} if start is None else {"manifests": manifests, "start": start}
+
+
+def start_weights(recipe: AdaptRecipe, name_or_path: str, root: Store) -> str:
+    """Keep the backbone that a run would start from under its root; the key.
+
+    Raises:
+        InvalidValueError: it does not fit, and what differs.
+        HeliostatError: as ``heliostat.load_backbone``.
+    """
+    from heliostat.models.weights.backbone import build
+    from heliostat.models.weights.load import read_weights
+    from heliostat.models.weights.stored import store_weights
+
+    weights = read_weights(name_or_path)
+    check_backbone(recipe, weights.config)
+    return store_weights(root, replace(weights, tensors=dict(build(weights).state_dict())))
 
 
 def start_checkpoint(recipe: Recipe | TrainingRecipe, root: Store) -> Artifact | None:

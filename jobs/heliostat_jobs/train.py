@@ -21,7 +21,7 @@ from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat.training.attempt import RunSpec, train_attempt
 from heliostat.training.single_process import device_of, single_process_run
-from heliostat.training.students import TrainedNetworks, needs_start
+from heliostat.training.students import StartingPoint, TrainedBackbone, TrainedNetworks, needs_start
 from heliostat.training.teacher_views import Run, keep_views
 from heliostat.training.trainer import fit
 from heliostat_cluster.local import joined_ray, local_ray
@@ -119,7 +119,9 @@ def run_spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
     return RunSpec(recipe, run.root, run.manifests, online_knn(recipe, run.root), _start(recipe, run))
 
 
-def _start(recipe: TrainingRecipe, run: OpenedRun) -> TrainedNetworks | None:
+def _start(recipe: TrainingRecipe, run: OpenedRun) -> StartingPoint | None:
+    if run.weights is not None:
+        return TrainedBackbone(run.weights)
     if run.start is None or not needs_start(recipe, CommitLog(run.store).read()):
         return None
     name, step = str(run.start["name"]), int(run.start["step"])
@@ -142,8 +144,9 @@ def train_alone(recipe: TrainingRecipe, run: OpenedRun) -> None:
 def keep_teacher_views(spec: RunSpec, run: Run, device: str) -> None:
     """See that what the teacher says of all images is there, if the run reads it instead of asking the teacher."""
     recipe = spec.recipe
-    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or spec.start is None:
+    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache:
         return
+    assert isinstance(spec.start, TrainedNetworks)  # noqa: S101 -- a distillation has a teacher
     with watch_items("looked at by the teacher") as progress:
         keep_views(
             recipe,

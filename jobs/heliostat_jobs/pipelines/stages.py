@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
@@ -19,9 +20,9 @@ from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat_jobs.artifacts import Artifacts, check_artifact, checkpoint_artifacts
 from heliostat_jobs.kinds import Job, job_of
-from heliostat_jobs.locks import datasets_of, pinned_manifests, pinned_start
+from heliostat_jobs.locks import datasets_of, pinned_manifests, pinned_start, pinned_weights
 from heliostat_jobs.pipelines.state import StageSpec, StageState
-from heliostat_jobs.runs import start_checkpoint
+from heliostat_jobs.runs import start_checkpoint, start_weights
 
 _DONE_FOLDER = "stages/"
 """Of the root: what stages of any pipeline have made, by the hash of what it follows from."""
@@ -142,6 +143,9 @@ def _checkpoint(stage: Stage) -> str | int | None:
 
 
 def _weights(stage: Stage) -> Mapping[str, str]:
+    if isinstance(stage.recipe, AdaptRecipe) and stage.recipe.init_from.weights is not None:
+        pinned = pinned_weights(stage.job.store)
+        return {"weights": pinned or start_weights(stage.recipe, stage.recipe.init_from.weights, stage.job.root)}
     if not isinstance(stage.recipe, CurateRecipe):
         return {}
     from heliostat.curation.curate import pin

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from heliostat.config.base import Name, Section
 from heliostat.config.distill import recipe_of_network
+from heliostat.config.model import ModelConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe, nearest_multiple
 from heliostat.errors import InvalidValueError
@@ -24,17 +25,39 @@ COMPRESSED: Mapping[tuple[str, str], float] = MappingProxyType(
     }
 )
 """Share of all steps that a schedule takes where the recipe does not say: as in the official training of 100 epochs."""
+HEADLESS: Mapping[tuple[str, str], float] = MappingProxyType({("training", "freeze_backbone_steps"): 0.1})
+"""The same, where there are no trained heads."""
 
 _FREE_OF_MODEL = {"arch", "drop_path", "rope", "layer_scale", "position_resize"}
 """What shapes no tensor: how it is trained, or begins, or how its positions are resized."""
 
 
 class InitFromConfig(Section):
-    """The trained networks that a run begins with."""
+    """The trained networks that a run begins with: those of a run, or a backbone from elsewhere."""
 
-    run: Name = Field(description="the finished run whose student, teacher and heads go on")
+    run: Name | None = Field(None, description="the finished run whose student, teacher and heads go on")
     step: int | None = Field(None, ge=0, description="of the checkpoint; null is the newest when this run is created")
     student: Name | None = Field(None, description="which one goes on, where the run is a distillation of several")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="a backbone alone, as heliostat.load_backbone takes it: dinov2_vits14, a file, a folder; heads are "
+        "drawn, and learn first (training.freeze_backbone_steps)",
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.run is None) == (self.weights is None):
+            found = "neither is set" if self.run is None else "both are set"
+            raise InvalidValueError(
+                f"init_from.run names a run, init_from.weights a backbone from elsewhere, and {found}",
+                "Set one of them",
+            )
+        if self.run is None and (self.step is not None or self.student is not None):
+            raise InvalidValueError(
+                "init_from.step and init_from.student are of a run, and init_from.weights is set", "Leave them out"
+            )
+        return self
 
 
 class AdaptTrainingConfig(TrainingConfig):
@@ -46,6 +69,38 @@ class AdaptTrainingConfig(TrainingConfig):
         description="learning rate at a global batch of 1024; scaled by sqrt(global_batch/1024). The paper has reduced "
         "it and does not say how far; this is a tenth of that of pre-training",
     )
+    freeze_backbone_steps: int = Field(
+        0,
+        ge=0,
+        description="steps in which the heads learn alone; where init_from.weights gives no heads, a tenth of all "
+        "steps unless set",
+    )
+    unfreeze_steps: int = Field(
+        0, ge=0, description="steps after those in which the backbone begins to learn block by block, from the last one"
+    )
+
+    @model_validator(mode="after")
+    def _the_backbone_learns_in_time(self) -> Self:
+        frozen = self.freeze_backbone_steps + self.unfreeze_steps
+        if frozen > self.steps:
+            raise InvalidValueError(
+                f"training.freeze_backbone_steps and training.unfreeze_steps are {frozen:,} together, more than "
+                f"training.steps {self.steps:,}",
+                "Lower them",
+            )
+        return self
+
+    @property
+    def unfreezes_by_block(self) -> bool:
+        """Whether parts of the backbone begin to learn one after the other."""
+        return self.unfreeze_steps > 0
+
+    def frozen_depth(self, step: int) -> float:
+        """Share of the backbone's depth, from the first layer, that does not learn at a step."""
+        if step < self.freeze_backbone_steps:
+            return 1.0
+        learning = step - self.freeze_backbone_steps + 1
+        return max(0.0, 1 - learning / (self.unfreeze_steps + 1))
 
 
 class CropSizesConfig(Section):
@@ -85,7 +140,9 @@ class AdaptRecipe(PretrainRecipe):
         if not isinstance(steps, int):
             return values  # one of the fields says what is wrong
         filled = dict(values)
-        for (section, key), share in COMPRESSED.items():
+        init_from = values.get("init_from")
+        has_heads = isinstance(init_from, dict) and init_from.get("weights") is None
+        for (section, key), share in {**COMPRESSED, **({} if has_heads else HEADLESS)}.items():
             own = filled.get(section, {})
             if isinstance(own, dict):
                 filled[section] = {key: int(steps * share), **own}
@@ -120,24 +177,42 @@ def check_init_from(recipe: AdaptRecipe, trained: TrainingRecipe) -> None:
     Raises:
         InvalidValueError: they have other shapes, or no such student; says what differs.
     """
-    mine = _shapes(recipe)
-    theirs = _shapes(recipe_of_network(trained, recipe.init_from.student))
+    network = recipe_of_network(trained, recipe.init_from.student)
+    theirs = {**_model_shapes(network.model), **_head_shapes(network)}
+    _compare(f"run {trained.name}", {**_model_shapes(recipe.model), **_head_shapes(recipe)}, theirs)
+
+
+def check_backbone(recipe: AdaptRecipe, backbone: ModelConfig) -> None:
+    """Refuse weights that this run's backbone is not made of.
+
+    Raises:
+        InvalidValueError: they have other shapes; says what differs.
+    """
+    _compare(f"backbone {recipe.init_from.weights}", _model_shapes(recipe.model), _model_shapes(backbone))
+
+
+def _compare(what: str, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if differing:
         told = "; ".join(f"{key} is {theirs.get(key)} there and {mine.get(key)} here" for key in differing)
         raise InvalidValueError(
-            f"run {trained.name} does not fit: {told}",
+            f"{what} does not fit: {told}",
             "Set " + " and ".join(f"{key} to {theirs.get(key)}" for key in differing),
         )
 
 
-def _shapes(recipe: PretrainRecipe) -> dict[str, object]:
-    """What the tensors of a network, and what they mean, follow from, by key of the recipe."""
-    model, objective = recipe.model, recipe.objective
+def _model_shapes(model: ModelConfig) -> dict[str, object]:
+    """What the tensors of a backbone, and what they mean, follow from, by key of the recipe."""
     found: dict[str, object] = {f"model.{key}": value for key, value in model if key not in _FREE_OF_MODEL}
     if model.rotary is not None:
         found |= {f"model.rope.{key}": getattr(model.rope, key) for key in ("base", "normalise")}
-    found |= {f"objective.{key}": getattr(objective, key) for key in ("ibot_head", "prototype_layer")}
+    return found
+
+
+def _head_shapes(recipe: PretrainRecipe) -> dict[str, object]:
+    """The same of its heads."""
+    objective = recipe.objective
+    found: dict[str, object] = {f"objective.{key}": getattr(objective, key) for key in ("ibot_head", "prototype_layer")}
     heads = {"": objective.dino_head_sizes}
     if objective.ibot_head == "separate":
         heads["ibot_"] = objective.ibot_head_sizes

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from heliostat.config.adapt import AdaptRecipe, check_init_from
+from heliostat.config.adapt import AdaptRecipe, InitFromConfig, check_init_from
 from heliostat.config.distill import DistillRecipe, check_teacher
 from heliostat.config.kinds import Recipe
 from heliostat.config.pretrain import PretrainRecipe
@@ -26,8 +26,8 @@ def start_of(recipe: Recipe | TrainingRecipe) -> Start | None:
     match recipe:
         case DistillRecipe():
             return Start("teacher.run", recipe.teacher.run, recipe.teacher.step)
-        case AdaptRecipe():
-            return Start("init_from.run", recipe.init_from.run, recipe.init_from.step)
+        case AdaptRecipe(init_from=InitFromConfig(run=str(run))):
+            return Start("init_from.run", run, recipe.init_from.step)
         case _:
             return None
 

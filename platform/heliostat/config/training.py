@@ -184,6 +184,15 @@ class TrainingConfig(Section):
         """Slots of a step."""
         return self.global_batch // self.slot_batch
 
+    @property
+    def unfreezes_by_block(self) -> bool:
+        """Whether parts of the backbone begin to learn one after the other."""
+        return False
+
+    def frozen_depth(self, step: int) -> float:
+        """Share of the backbone's depth, from the first layer, that does not learn at a step: here all of it does."""
+        return 0.0
+
 
 class TrainingRecipe(Section):
     """A run that trains networks on the images of datasets."""

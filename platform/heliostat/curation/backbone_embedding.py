@@ -4,7 +4,6 @@ The weights are copied to ``weights/<hash>.safetensors`` under the root, so that
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from heliostat.config.curate import EmbeddingConfig
-from heliostat.config.model import ModelConfig
 from heliostat.curation.columns import vector_column
 from heliostat.curation.image_maps import Compute
 from heliostat.curation.kmeans import normalised
@@ -57,16 +55,13 @@ class BackboneEmbedding:
     def open(self) -> Compute:
         """See ``ImageMap``."""
         import torch
-        from safetensors.torch import load
 
         from heliostat.models.normalise import normalise
-        from heliostat.models.weights.backbone import Weights, build
+        from heliostat.models.weights.backbone import build
+        from heliostat.models.weights.stored import load_weights
 
-        data = self.store.get(self.key)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        config = ModelConfig.model_validate_json(header["config"])
         device = "cuda" if self.gpus else "cpu"
-        backbone = build(Weights(config, int(header["grid"]), load(data), self.key)).to(device)
+        backbone = build(load_weights(self.store, self.key)).to(device)
 
         def compute(images: Sequence[RgbImage]) -> pa.Table:
             squares = np.stack([square(image, self.image_px) for image in images])
@@ -96,10 +91,9 @@ def of_weights(name_or_path: str, config: EmbeddingConfig, root: Store) -> Backb
         InvalidValueError: images of this size cannot be cut into the backbone's patches.
         HeliostatError: as ``load_backbone``.
     """
-    from safetensors.torch import save
-
     from heliostat.errors import InvalidValueError
     from heliostat.models.weights.load import read_weights
+    from heliostat.models.weights.stored import store_weights
 
     weights = read_weights(name_or_path, None, None)
     patch = weights.config.patch_px
@@ -108,13 +102,7 @@ def of_weights(name_or_path: str, config: EmbeddingConfig, root: Store) -> Backb
             f"embedding.image_px {config.image_px} is no multiple of the backbone's patch of {patch} px",
             f"Give {config.image_px // patch * patch or patch}",
         )
-    metadata = {"config": weights.config.model_dump_json(), "grid": str(weights.grid)}
-    tensors = {name: tensor.contiguous() for name, tensor in sorted(weights.tensors.items())}
-    data = save(tensors, metadata)
-    key = f"weights/{hashlib.sha256(data).hexdigest()}.safetensors"
-    if not root.exists(key):
-        root.put(key, data)
-    return BackboneEmbedding(root, key, config.image_px, config.gpus)
+    return BackboneEmbedding(root, store_weights(root, weights), config.image_px, config.gpus)
 
 
 def square(image: RgbImage, side_px: int) -> npt.NDArray[np.uint8]:

@@ -22,10 +22,15 @@ class GroupRule:
     lr_factor: float
     decays: bool
     is_prototypes: bool
+    depth: float = 0.0
+    """Of its layer as a share of the backbone's; 0 where all of the backbone begins to learn at once."""
 
     def lr(self, values: StepValues) -> float:
-        """Learning rate of the group at a step."""
-        return 0.0 if self.is_prototypes and values.prototypes_frozen else values.lr * self.lr_factor
+        """Learning rate of the group at a step; at 0, decay does not move it either."""
+        is_frozen = self.is_prototypes and values.prototypes_frozen
+        if self.sub_module == "backbone" and values.frozen_depth:
+            is_frozen = self.depth <= values.frozen_depth
+        return 0.0 if is_frozen else values.lr * self.lr_factor
 
     def weight_decay(self, values: StepValues) -> float:
         """Weight decay of the group at a step."""
@@ -35,9 +40,11 @@ class GroupRule:
 def rule_of(name: str, depth: int, training: TrainingConfig) -> GroupRule:
     """The rule of a parameter, from its name in a ``Network``."""
     sub_module = name.split(".", 1)[0]
-    factor = 1.0
+    factor, place = 1.0, 0.0
     if sub_module == "backbone":
-        factor = training.layer_decay ** (depth + 1 - _layer_of(name, depth))
+        layer = _layer_of(name, depth)
+        factor = training.layer_decay ** (depth + 1 - layer)
+        place = layer / (depth + 1) if training.unfreezes_by_block else 0.0
         if "patch_embed" in name:
             factor *= training.patch_embed_lr
     return GroupRule(
@@ -45,6 +52,7 @@ def rule_of(name: str, depth: int, training: TrainingConfig) -> GroupRule:
         lr_factor=factor,
         decays=not (name.endswith(".bias") or "norm" in name or "gamma" in name),
         is_prototypes="last_layer" in name,
+        depth=place,
     )
 
 

@@ -16,6 +16,8 @@ class StepValues:
     ema_momentum: float
     teacher_temperature: float
     prototypes_frozen: bool
+    frozen_depth: float = 0.0
+    """Share of the backbone's depth, from the first layer, that does not learn."""
 
 
 def cosine(step: int, start: float, base: float, end: float, warmup_steps: int, steps: int) -> float:
@@ -50,4 +52,5 @@ def values_at(step: int, training: TrainingConfig, objective: ObjectiveConfig) -
             max(steps, objective.teacher_temperature_warmup_steps + 1),
         ),
         prototypes_frozen=step < training.freeze_prototypes_steps,
+        frozen_depth=training.frozen_depth(step),
     )

@@ -70,6 +70,11 @@ class EventType(DocumentedEnum):
     READS_AMPLIFIED = "reads_amplified", "Reading a selection costs `times` its own bytes; `advice` says what helps."
     CHECKPOINT_COMMITTED = "checkpoint_committed", "The checkpoint of `step` is in the commit log."
     CHECKPOINT_REJECTED = "checkpoint_rejected", "The checkpoint of `step` was not accepted; `reason` says why."
+    START_JUDGED = (
+        "start_judged",
+        "What the run goes on with was judged before its first step; `knn_top1` says how well.",
+    )
+    KNN_FELL = "knn_fell", "After `step`, one of the first ones, k-NN is `after`; it was `before` before the run."
     EVALUATION_FAILED = "evaluation_failed", "The teacher after `step` could not be judged; `reason` says why."
     STEP_SKIPPED = "step_skipped", "The update of `step` was left out; `reason` says why, `sample_ids` where."
     TRACKER_FAILED = "tracker_failed", "`tracker` does not take metrics (`reason`); the run goes on without it."

@@ -34,6 +34,7 @@ from heliostat.storage.layout import run_store
 from heliostat.training.collective import Agreement, all_do, first_does, first_does_long, worker_count, worker_rank
 from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, StepInput, slot_batch
+from heliostat.training.first_steps import KNN, fall_of, first_steps_of, judged_before
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.planning.networks import Networks
@@ -42,7 +43,7 @@ from heliostat.training.restoring import Restorer
 from heliostat.training.run_state import RunState
 from heliostat.training.saving import Saver
 from heliostat.training.snapshots import Snapshots
-from heliostat.training.students import TrainedNetworks, needs_start, new_training
+from heliostat.training.students import StartingPoint, TrainedNetworks, needs_start, new_training
 from heliostat.training.teacher_views import view_folder
 from heliostat.training.zero import ZeroEngine
 
@@ -73,7 +74,7 @@ class RunSpec:
     """Hash of the manifest that the run has pinned, by name of the dataset."""
     probe: Probe | None = None
     """Judges the networks that will be delivered every ``observe.knn.every_steps``."""
-    start: TrainedNetworks | None = None
+    start: StartingPoint | None = None
     """That a distillation learns from, or an adaptation goes on with."""
 
 
@@ -163,7 +164,7 @@ class AttemptWorker:
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        networks = Networks.of(recipe, None if spec.start is None else spec.start.recipe)
+        networks = Networks.of(recipe, spec.start.recipe if isinstance(spec.start, TrainedNetworks) else None)
         flops = networks.flops(self._plan.rounds).model / recipe.training.global_batch
         attempt = self._lease.attempt
         self._reporter = Reporter(recipe, self._store, attempt, self._rank, self._plan, place.device, stack, flops)
@@ -194,6 +195,7 @@ class AttemptWorker:
         first_does(self._advise)
         self.training = self._new_training()
         first_step, saved, digest = self._restore()
+        self._judge_start(first_step)
         state = RunState(self.training, SampleLedger(self._plan, digest), self._lease)
         self._saver = self._new_saver(state, saved)
         self._snapshots = self._new_snapshots(state, first_step)
@@ -225,14 +227,35 @@ class AttemptWorker:
         self._saver.note(result, judged)
         return result
 
-    def _judge(self, step: int) -> Mapping[str, float]:
-        """What the probe says of what will be delivered, if it is time to ask; what it cannot say stops no training.
+    def _judge_start(self, first_step: int) -> None:
+        """What is gone on with, before its first step: what the first steps are compared with."""
+        self._knn_before: float | None = None
+        if self._spec.probe is None or first_step >= first_steps_of(self._recipe):
+            return
+        if first_step == 0:
+            self._knn_before = self._ask_probe(self._spec.probe, 0).get(KNN)
+            if self._knn_before is not None:
+                self._reporter.event(EventType.START_JUDGED, **{KNN: self._knn_before})
+        else:
+            self._knn_before = first_does(lambda: judged_before(self._store))
 
-        Of several students each number has the student's name in front, and their mean has its own.
-        """
+    def _judge(self, step: int) -> Mapping[str, float]:
+        """What the probe says of what will be delivered, if it is time to ask."""
         probe, every_steps = self._spec.probe, self._recipe.observe.knn.every_steps
         if probe is None or not every_steps or (step + 1) % every_steps:
             return {}
+        judged = self._ask_probe(probe, step)
+        fall = fall_of(self._recipe, step, self._knn_before, judged)
+        if fall is not None:
+            _log.warning("after step %d %s", step, fall.advice)
+            self._reporter.event(EventType.KNN_FELL, step=step, before=fall.before, after=fall.after)
+        return judged
+
+    def _ask_probe(self, probe: Probe, step: int) -> Mapping[str, float]:
+        """What it says of the networks as they are; what it cannot say stops no training.
+
+        Of several students each number has the student's name in front, and their mean has its own.
+        """
         with self._reporter.clock.phase("evaluation_s"):
             try:
                 judged = [self._judge_one(learner, probe) for learner in self.training.learners]
@@ -315,9 +338,11 @@ class AttemptWorker:
         start = self._spec.start
         if start is None or not first_does_long(self._agreement, lambda: needs_start(self._recipe, self._log.read())):
             return ()
-        run = run_store(self._spec.root, start.recipe.name).patient(_STORE_PATIENCE_S)
+        root = self._spec.root.patient(_STORE_PATIENCE_S)
         loaded: list[Network] = []
-        all_do(lambda: loaded.extend(start.load(run, self._recipe)))  # what is wrong with it is an error of all workers
+        all_do(
+            lambda: loaded.extend(start.load(root, self._recipe))
+        )  # what is wrong with it is an error of all workers
         return tuple(loaded)
 
     def _restore(self) -> tuple[int, int, bytes]:

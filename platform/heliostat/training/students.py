@@ -14,12 +14,14 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.models.positions import at_grid
 from heliostat.models.weights.runs import TEACHER
+from heliostat.models.weights.stored import load_weights
 from heliostat.objectives.distillation import DistillationStep
 from heliostat.objectives.engine import MASTER, Engine
 from heliostat.objectives.networks import Network
 from heliostat.objectives.step import TrainingStep
 from heliostat.objectives.step_state import Phase
 from heliostat.storage import Store
+from heliostat.storage.layout import run_store
 
 NewEngine = Callable[[Network, PretrainRecipe], Engine]
 """From a student and the recipe by which it is trained."""
@@ -33,11 +35,11 @@ class TrainedNetworks:
     """Of the run that trained them."""
     manifest: CheckpointManifest
 
-    def load(self, run: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
+    def load(self, root: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
         """Networks with their heads, in fp32; every byte is verified.
 
         Args:
-            run: The store of the run that trained them.
+            root: That holds the run that trained them.
             recipe: Of the run that starts from them.
 
         Returns:
@@ -48,13 +50,35 @@ class TrainedNetworks:
             IncompatibleCheckpointError: the checkpoint is of another model than the recipe's.
             CorruptCheckpointError: bytes are not those that were committed.
         """
-        reader = CheckpointReader(run, self.manifest)
+        reader = CheckpointReader(run_store(root, self.recipe.name), self.manifest)
         if isinstance(recipe, AdaptRecipe):
             network = recipe_of_network(self.recipe, recipe.init_from.student)
             prefix = prefix_of(self.recipe, network)
             return tuple(_adapted(_read(reader, kind, prefix, network), recipe) for kind in (MASTER, TEACHER))
         assert isinstance(self.recipe, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
         return (_read(reader, TEACHER, "", self.recipe.model_copy(update={"training": recipe.training})),)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedBackbone:
+    """A backbone without heads that a run starts from, as it was kept when the run was created."""
+
+    key: str
+    """Of its weights (``models/weights/stored.py``)."""
+
+    def load(self, root: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
+        """Student and teacher of an adaptation, alike, with drawn heads; else as ``TrainedNetworks.load``."""
+        weights = load_weights(root, self.key)
+        assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- who starts from it has seen to it
+        student, average = _drawn(recipe)
+        backbone = student.backbone
+        backbone.load_state_dict(at_grid(weights.tensors, backbone.grid, backbone.config.resize))
+        average.load_state_dict(student.state_dict())
+        return student, average
+
+
+StartingPoint = TrainedNetworks | TrainedBackbone
+"""What a run starts from that does not draw all of its networks."""
 
 
 def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: PretrainRecipe) -> Network:

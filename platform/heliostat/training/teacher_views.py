@@ -27,10 +27,9 @@ from heliostat.objectives.engine import autocast
 from heliostat.objectives.kept_views import kept_dtype, kept_tokens, pack
 from heliostat.objectives.networks import Network
 from heliostat.storage import Store
-from heliostat.storage.layout import run_store
 from heliostat.storage.results import ResultFolder
 from heliostat.training.feed import prepare_slot, slot_batch
-from heliostat.training.students import TrainedNetworks
+from heliostat.training.students import StartingPoint, TrainedNetworks
 
 _FORMAT = 1
 _FOLDER = "teacher_views"
@@ -42,7 +41,7 @@ Run = Callable[[Iterator[tuple[int, bytes]], Task | ActorPool], Iterator[tuple[i
 """As ``heliostat.data.ray_tasks.run_tasks``."""
 
 
-def view_folder(recipe: TrainingRecipe, root: Store, start: TrainedNetworks | None) -> ViewFolder | None:
+def view_folder(recipe: TrainingRecipe, root: Store, start: StartingPoint | None) -> ViewFolder | None:
     """Where a run's teacher's views are kept; None where they are not.
 
     Args:
@@ -50,7 +49,7 @@ def view_folder(recipe: TrainingRecipe, root: Store, start: TrainedNetworks | No
         root: That holds the run.
         start: The teacher.
     """
-    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or start is None:
+    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or not isinstance(start, TrainedNetworks):
         return None
     assert isinstance(start.recipe, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
     depends_on = {
@@ -81,8 +80,7 @@ class _ViewGroups:
 
     def __call__(self) -> Task:
         device = torch.device(self.device)
-        run = run_store(self.root, self.start.recipe.name)
-        (network,) = self.start.load(run, self.recipe)
+        (network,) = self.start.load(self.root, self.recipe)
         network.shown_px = self.recipe.patch_sizes
         network.to(device).requires_grad_(False).eval()
         manifests = {name: load_manifest(self.root, name, sha256) for name, sha256 in self.manifests.items()}

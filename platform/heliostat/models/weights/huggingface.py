@@ -21,6 +21,7 @@ from heliostat.models.normalise import MEAN, STD
 from heliostat.models.weights.architecture import Resize
 
 MODEL_TYPES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+PREPROCESSOR = "preprocessor_config.json"
 BICUBIC = 3
 """Pillow's number."""
 RESIZE_PX, CROP_PX = 256, 224
@@ -125,7 +126,7 @@ def write_huggingface(config: ModelConfig, grid: int, folder: Path) -> None:
         )
     _write_json(folder / "config.json", _config(config, grid, ratio))
     if config.channels == len(MEAN):
-        _write_json(folder / "preprocessor_config.json", _preprocessor())
+        _write_json(folder / PREPROCESSOR, _preprocessor())
 
 
 def _config(config: ModelConfig, grid: int, ratio: int) -> dict[str, Any]:

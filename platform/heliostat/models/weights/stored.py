@@ -1,0 +1,48 @@
+"""A copy of a backbone's weights under a root, for good: workers find it wherever they are, and its source may change.
+
+``weights/<sha256>.safetensors``, named by its bytes.
+"""
+
+import hashlib
+import json
+
+from safetensors.torch import load, save
+
+from heliostat.config.model import ModelConfig
+from heliostat.errors import CorruptResultError, ObjectNotFoundError
+from heliostat.models.weights.backbone import Weights
+from heliostat.storage import Store
+
+_FOLDER, _END = "weights/", ".safetensors"
+
+
+def store_weights(root: Store, weights: Weights) -> str:
+    """Keep weights under a root; their key."""
+    metadata = {"config": weights.config.model_dump_json(), "grid": str(weights.grid)}
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(weights.tensors.items())}
+    data = save(tensors, metadata)
+    key = f"{_FOLDER}{hashlib.sha256(data).hexdigest()}{_END}"
+    if not root.exists(key):
+        root.put(key, data)
+    return key
+
+
+def load_weights(root: Store, key: str) -> Weights:
+    """What ``store_weights`` has kept.
+
+    Raises:
+        CorruptResultError: it is gone, or the bytes are not those that were kept.
+    """
+    try:
+        data = root.get(key)
+    except ObjectNotFoundError as error:
+        raise _corrupt(root, key, "is gone") from error
+    if hashlib.sha256(data).hexdigest() != key.removeprefix(_FOLDER).removesuffix(_END):
+        raise _corrupt(root, key, "does not have the hash in its name")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    config = ModelConfig.model_validate_json(header["config"])
+    return Weights(config, int(header["grid"]), load(data), f"{root.url}/{key}")
+
+
+def _corrupt(root: Store, key: str, what: str) -> CorruptResultError:
+    return CorruptResultError(f"{key} under {root.url} {what}", "Put it back, or begin again under another name")
