@@ -12,15 +12,19 @@ from support.projects import heliostat
 from support.whole_runs import newest_state, train_plainly
 from support.worlds import tiny_recipe
 
+import heliostat as library
 from heliostat.config import load_recipe
 from heliostat.config.adapt import AdaptRecipe
 from heliostat.errors import InvalidValueError
 from heliostat.objectives.networks import Network
+from heliostat.objectives.step import TrainingStep
+from heliostat.observe.events import EventType, read_events
+from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
 from heliostat.storage.layout import run_store
 from heliostat.training.single_process import single_process_run
 from heliostat_jobs.runs import load_run, open_run
-from heliostat_jobs.train import run_spec
+from heliostat_jobs.train import run_spec, train
 
 STEPS = 4
 PX = 24
@@ -97,7 +101,16 @@ def test_adapt__goes_on_with_student_and_teacher_on_any_workers(project: Path) -
     root = open_store(str(project / "root"))
     sizes = [{"global_px": PX, "local_px": 8, "weight": 1}, {"global_px": 16, "local_px": 12, "weight": 2}]
     path = recipe_at(project, "wide", scaling={"workers": 2}, crop_sizes=sizes)
-    heliostat("run", str(path), "--set", "training.zero_stage=3", "--set", "objective.gram.weight=2")
+    heliostat(
+        "run",
+        str(path),
+        "--set",
+        "training.zero_stage=3",
+        "--set",
+        "objective.gram.weight=2",
+        "--set",
+        "training.unfreeze_steps=2",
+    )
     recipe = load_run(root, "wide")
     assert isinstance(recipe, AdaptRecipe)
     expected, _, _ = train_plainly(root, recipe, gone_on(root, recipe))
@@ -134,3 +147,54 @@ def test_adapt__needs_the_run_that_it_began_with_only_until_its_own_first_checkp
 def test_adapt__refuses_networks_of_other_shapes(project: Path) -> None:
     with pytest.raises(InvalidValueError, match=r"run tiny does not fit: objective.prototypes is 48 there and 64 here"):
         open_run(load_recipe(recipe_at(project, "misfit"), ["objective.prototypes=64"], {}))
+
+
+def test_adapt__of_a_backbone_alone_trains_its_heads_first_and_is_watched(project: Path) -> None:
+    root = open_store(str(project / "root"))
+    knn = {"every_steps": 1, "bank": "tiny", "queries": "tiny", "neighbours": 5}
+    path = recipe_at(
+        project,
+        "headless",
+        init_from={"weights": str(project / "root" / "runs" / "tiny")},
+        observe={"flush_interval_s": 0.2, "log_every_steps": 1, "knn": knn},
+    )
+    overrides = ["training.freeze_backbone_steps=2", "training.warmup_steps=0", "augmentation.global_px=16"]
+    resolved = load_recipe(path, overrides, {})
+    run = open_run(resolved)
+    assert run.weights is not None
+    assert isinstance(resolved.recipe, AdaptRecipe)
+    trained = library.load_backbone(str(project / "root" / "runs" / "tiny")).state_dict()
+
+    def moved(network: Network) -> set[str]:
+        now = network.backbone.state_dict()
+        return {name for name, value in trained.items() if not torch.equal(now[name], value)}
+
+    with single_process_run(run_spec(resolved.recipe, run)) as worker:
+        steps = worker.steps()
+        for step, _ in steps:
+            assert isinstance(worker.training, TrainingStep)
+            assert bool(moved(worker.training.student)) == bool(moved(worker.training.teacher)) == (step >= 2)
+    events = read_events(run_store(root, "headless"))
+    (start,) = (event for event in events if event.type == EventType.START_JUDGED)
+    frozen = [line.values["knn_top1"] for line in merged_curve(read_metrics(run_store(root, "headless")))[:2]]
+    assert frozen == [start.fields["knn_top1"]] * 2
+    assert not [event for event in events if event.type == EventType.KNN_FELL]
+
+
+def test_adapt__says_so_if_the_first_steps_ruin_what_was_learnt(project: Path) -> None:
+    root = open_store(str(project / "root"))
+    knn = {"every_steps": 1, "bank": "tiny", "queries": "tiny", "neighbours": 5}
+    path = recipe_at(project, "ruined", observe={"flush_interval_s": 0.2, "log_every_steps": 1, "knn": knn})
+    overrides = ["training.base_lr=50", "training.ema_momentum=0", "training.warmup_steps=3"]
+    train(load_recipe(path, overrides, {}), single_process=True)
+    (start,) = (event for event in read_events(run_store(root, "ruined")) if event.type == EventType.START_JUDGED)
+    fallen = [event for event in read_events(run_store(root, "ruined")) if event.type == EventType.KNN_FELL]
+    assert fallen
+    assert all(event.fields["after"] < event.fields["before"] - 0.01 for event in fallen)
+    assert {event.fields["before"] for event in fallen} == {start.fields["knn_top1"]}
+
+
+def test_adapt__refuses_a_backbone_of_another_shape(project: Path) -> None:
+    path = recipe_at(project, "other-shape", init_from={"weights": str(project / "root" / "runs" / "tiny")})
+    with pytest.raises(InvalidValueError, match=r"runs/tiny does not fit: model.registers is 0 there and 4 here"):
+        open_run(load_recipe(path, ["model.registers=4"], {}))

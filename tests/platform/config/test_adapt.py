@@ -6,7 +6,7 @@ import pytest
 from support.distilling import students_of
 from support.worlds import tiny_recipe
 
-from heliostat.config.adapt import AdaptRecipe, check_init_from
+from heliostat.config.adapt import AdaptRecipe, check_backbone, check_init_from
 from heliostat.config.distill import DistillRecipe
 from heliostat.errors import InvalidValueError
 
@@ -91,3 +91,45 @@ def test_adapt__refuses_sizes_of_crops_that_are_not_whole_patches(key: str) -> N
 def test_adapt__anchors_to_what_it_began_with() -> None:
     recipe = adapt_recipe(objective={"gram": {"weight": 2.0}})
     assert recipe.gram_px == 2 * recipe.augmentation.global_px
+
+
+def test_adapt__from_a_backbone_alone_lets_the_heads_learn_first() -> None:
+    headless = {"init_from": {"weights": "backbone.safetensors", "run": None}}
+    assert adapt_recipe(**headless).training.freeze_backbone_steps == 2
+    assert adapt_recipe(**headless, training={"freeze_backbone_steps": 0}).training.freeze_backbone_steps == 0
+    assert adapt_recipe().training.freeze_backbone_steps == 0
+    with pytest.raises(InvalidValueError, match=r"model.depth is 2 there and 1 here.*Set model.depth to 2"):
+        check_backbone(adapt_recipe(**headless, model={"depth": 1}), tiny_recipe().model)
+
+
+@pytest.mark.parametrize(
+    ("init_from", "told"),
+    [
+        ({}, "and neither is set"),
+        ({"run": "tiny", "weights": "dinov2_vits14"}, "and both are set"),
+        ({"weights": "dinov2_vits14", "step": 3}, "init_from.step and init_from.student are of a run"),
+    ],
+)
+def test_adapt__begins_with_one_thing(init_from: dict[str, Any], told: str) -> None:
+    tree = adapt_recipe().model_dump()
+    with pytest.raises(InvalidValueError, match=told):
+        AdaptRecipe.model_validate({**tree, "init_from": init_from})
+
+
+def test_adapt__refuses_a_backbone_that_never_learns() -> None:
+    with pytest.raises(InvalidValueError, match=r"are 25 together, more than training.steps 20"):
+        adapt_recipe(training={"freeze_backbone_steps": 15, "unfreeze_steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("freeze", "unfreeze", "expected"),
+    [
+        (2, 0, [1, 1, 0, 0]),
+        (1, 2, [1, 2 / 3, 1 / 3, 0]),
+        (0, 3, [3 / 4, 2 / 4, 1 / 4, 0]),
+        (0, 0, [0, 0, 0, 0]),
+    ],
+)
+def test_frozen_depth__falls_from_all_to_nothing(freeze: int, unfreeze: int, expected: list[float]) -> None:
+    training = adapt_recipe(training={"freeze_backbone_steps": freeze, "unfreeze_steps": unfreeze}).training
+    assert [training.frozen_depth(step) for step in range(4)] == pytest.approx(expected)

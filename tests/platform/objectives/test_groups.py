@@ -1,6 +1,7 @@
 import torch
 from support.worlds import tiny_recipe
 
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingConfig
 from heliostat.objectives.groups import GroupRule, parameter_groups, rule_of
@@ -43,3 +44,24 @@ def test_parameter_groups__hold_every_parameter_once_by_its_rule() -> None:
     # Of each of the 12 blocks what decays and what does not; the patch embedding likewise; tokens; the last norm.
     # Of each head the same two, and the prototypes.
     assert len(groups) == 12 * 2 + 2 + 1 + 1 + 2 * 3
+
+
+def test_group_rule__blocks_begin_to_learn_from_the_last_one_and_heads_at_once() -> None:
+    tree = tiny_recipe().model_dump()
+    training = {**tree["training"], "warmup_steps": 0, "freeze_backbone_steps": 2, "unfreeze_steps": 3}
+    tree |= {"kind": "adapt", "init_from": {"run": "tiny"}, "training": training}
+    recipe = AdaptRecipe.model_validate(tree)
+    names = [
+        "backbone.cls_token",
+        "backbone.blocks.0.norm1.weight",
+        "backbone.blocks.1.mlp.fc1.weight",
+        "backbone.norm.weight",
+        "dino_head.mlp.0.weight",
+    ]
+    rules = [rule_of(name, 2, recipe.training) for name in names]
+    learning = []
+    for step in range(6):
+        values = values_at(step, recipe.training, recipe.objective)
+        learning.append("".join("x" if rule.lr(values) else "." for rule in rules))
+    assert learning == ["....x", "....x", "...xx", "..xxx", ".xxxx", "xxxxx"]
+    assert len(set(rules)) == len({rule.depth for rule in rules[:-1]}) + 1
