@@ -35,7 +35,7 @@ from heliostat_jobs.train import keep_teacher_views, one_by_one, run_spec, train
 from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
-_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 20
+_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 200, 20
 _TURN_STEPS = 8
 _PAIR = tuple(STUDENTS)[:2]
 
@@ -150,7 +150,7 @@ def measure(quick: bool) -> BenchResult:
         runs = Runs(root, Path(folder), _QUICK_STEPS if quick else _STEPS)
         write_datasets(root, Path(folder))
         tell("datasets are written")
-        train(runs.teacher(_QUICK_STEPS if quick else _TEACHER_STEPS), single_process=True)
+        train(runs.teacher(_QUICK_STEPS if quick else _TEACHER_STEPS))
         tell("the teacher is trained")
         costs, cost_details = compared_costs(Runs(root, Path(folder), 1000))
         gain, details = judged_students(runs, _QUICK_SEEDS if quick else _SEEDS)
