@@ -35,8 +35,8 @@ from heliostat_jobs.train import keep_teacher_views, one_by_one, run_spec, train
 from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
-_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 200, 20
-_TURN_STEPS = 8
+_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 300, 100, 20
+_TURN_STEPS = 4
 _PAIR = tuple(STUDENTS)[:2]
 
 
