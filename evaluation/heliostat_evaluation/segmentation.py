@@ -83,7 +83,10 @@ def train_head(features_NDRC: Tensor, masks_NHW: Tensor, classes: int, *, steps:
         rows = torch.randint(len(features_NDRC), (_BATCH,), generator=draws)
         logits = head(features_NDRC[rows], masks_NHW.shape[1:])
         optimizer.zero_grad()
-        F.cross_entropy(logits, masks_NHW[rows], ignore_index=IGNORED).backward()
+        masks = masks_NHW[rows]
+        # A mean over no pixel at all would be no number.
+        loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
+        (loss / (masks != IGNORED).sum().clamp(min=1)).backward()
         optimizer.step()
         schedule.step()
     return head.eval()

@@ -7,6 +7,7 @@ from heliostat.checkpoint.verify import check_shards
 from heliostat.checkpoint.verify import load_manifest as load_checkpoint
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import ArtifactChangedError, HeliostatError, NoCheckpointError
+from heliostat.observe.metrics import KNN
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 
@@ -16,7 +17,6 @@ Artifacts = dict[str, Artifact]
 """By what a stage calls them: dataset, best, last."""
 
 CHECKPOINT, DATASET = "checkpoint", "dataset"
-_ACCURACY = "knn_top1"
 
 
 def dataset_artifact(name: str, manifest_sha256: str) -> Artifacts:
@@ -29,8 +29,8 @@ def checkpoint_artifacts(run: Store, name: str) -> Artifacts:
     entries = live_checkpoints(CommitLog(run).read())
     if not entries:
         return {}
-    judged = [entry for entry in entries if _ACCURACY in entry.metrics]
-    best = max(judged, key=lambda entry: (entry.metrics[_ACCURACY], entry.step), default=entries[-1])
+    judged = [entry for entry in entries if KNN in entry.metrics]
+    best = max(judged, key=lambda entry: (entry.metrics[KNN], entry.step), default=entries[-1])
     return {"last": _checkpoint(name, entries[-1]), "best": _checkpoint(name, best)}
 
 

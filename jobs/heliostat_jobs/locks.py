@@ -87,7 +87,7 @@ def pinned_start(store: Store) -> dict[str, Any] | None:
         CorruptLockError: what is there is no lock.
     """
     locked = _read(store)
-    return None if locked is None else locked["start"]
+    return None if locked is None else locked.get("start")
 
 
 def pinned_weights(store: Store) -> str | None:

@@ -9,13 +9,13 @@ from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError, TooFewSamplesError, UnlabelledDatasetError
 from heliostat.models.vit import VisionTransformer
+from heliostat.observe.metrics import KNN
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import ClassToken
 from heliostat_evaluation.features import extract_features
 from heliostat_evaluation.knn import knn_accuracy
 from heliostat_jobs.evaluate import LabelledSet, load_labelled, with_classes_of
 
-METRIC = "knn_top1"
 _MOST_BYTES = 8 * 2**30
 
 
@@ -45,7 +45,7 @@ class OnlineKnn:
             ks=[self.neighbours],
             temperature=KnnConfig.model_validate({}).temperature,
         )
-        return {METRIC: accuracies[self.neighbours].top1}
+        return {KNN: accuracies[self.neighbours].top1}
 
 
 def online_knn(recipe: TrainingRecipe, root: Store) -> OnlineKnn | None:

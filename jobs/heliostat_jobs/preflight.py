@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ResolvedRecipe
+from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.distill import DistillRecipe, recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe
@@ -20,7 +21,7 @@ from heliostat.config.secrets import parse_references
 from heliostat.config.starts import start_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
-from heliostat.errors import HeliostatError
+from heliostat.errors import HeliostatError, WeightsNotFoundError
 from heliostat.storage import Store, open_store
 from heliostat.training.planning.plan import STATE_BYTES_PER_PARAMETER
 from heliostat.training.planning.shapes import parameter_sizes
@@ -133,9 +134,23 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
         yield f"dataset {name}", partial(load_manifest, root, name)
     if isinstance(recipe, EvaluateRecipe | ExportRecipe):
         yield f"run {recipe.run}", partial(_network_of, recipe, root)
+    if isinstance(recipe, AdaptRecipe) and recipe.init_from.weights is not None:
+        yield f"weights {recipe.init_from.weights}", partial(_known_weights, recipe.init_from.weights)
     start = start_of(recipe)
     if start is not None:
         yield f"run {start.run}", partial(start_checkpoint, recipe, root)
+
+
+def _known_weights(name_or_path: str) -> None:
+    """Refuse a name that nothing has; whether a path is there, the cluster alone knows."""
+    from heliostat.models.weights.download import is_official_name
+
+    is_path = "/" in name_or_path or Path(name_or_path).suffix or Path(name_or_path).exists()
+    if not is_path and not is_official_name(name_or_path):
+        raise WeightsNotFoundError(
+            f"init_from.weights {name_or_path!r} is no released model, and no path",
+            "Give a file or folder of weights, a run as ROOT/runs/NAME or s3://…, or a name such as dinov2_vits14",
+        )
 
 
 def _network_of(recipe: EvaluateRecipe | ExportRecipe, root: Store) -> object:

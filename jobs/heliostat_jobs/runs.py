@@ -1,6 +1,7 @@
 """A run's identity: its name, its configuration and the dataset manifest it was started with."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from heliostat.checkpoint.log import CommitLog, has_ended
@@ -67,9 +68,13 @@ def start_weights(recipe: AdaptRecipe, name_or_path: str, root: Store) -> str:
     """
     from heliostat.models.weights.backbone import build
     from heliostat.models.weights.load import read_weights
+    from heliostat.models.weights.normalisation import refuse_other_normalisation
     from heliostat.models.weights.stored import store_weights
 
-    weights = read_weights(name_or_path)
+    # A bare file does not say how many heads it has.
+    heads = recipe.model.heads if Path(name_or_path).expanduser().is_file() else None
+    weights = read_weights(name_or_path, heads)
+    refuse_other_normalisation(weights)
     check_backbone(recipe, weights.config)
     return store_weights(root, replace(weights, tensors=dict(build(weights).state_dict())))
 

@@ -103,6 +103,7 @@ def train_on_ray(
 ) -> None:
     """Run or resume a run on the initialised Ray, with a live view; ``attempt`` is what a worker does."""
     metrics = RayMetrics(recipe.name)
+    _check_pool(recipe)
     spec, use_gpu = run_spec(recipe, run), _use_gpu(recipe)
     keep_teacher_views(spec, run_tasks, "cuda" if use_gpu else "cpu")
     with watch_run(
@@ -110,7 +111,6 @@ def train_on_ray(
         recipe.training.steps,
         publish=lambda ledger, status: metrics.publish(run_values(ledger, status)),
     ):
-        _check_pool(recipe)
         fit(spec, use_gpu, attempt)
 
 
@@ -161,8 +161,11 @@ def keep_teacher_views(spec: RunSpec, run: Run, device: str) -> None:
 
 def one_by_one(payloads: Iterator[tuple[int, bytes]], pool: Task | ActorPool) -> Iterator[tuple[int, bytes]]:
     """As ``run_tasks`` does, in this process."""
-    task = pool.make() if isinstance(pool, ActorPool) else pool
-    return ((index, task(payload)) for index, payload in payloads)
+    task: Task | None = None
+    for index, payload in payloads:
+        if task is None:
+            task = pool.make() if isinstance(pool, ActorPool) else pool
+        yield index, task(payload)
 
 
 def cpus_needed(recipe: TrainingRecipe) -> int:

@@ -13,23 +13,31 @@ from pydantic import Field, field_validator, model_validator
 from heliostat.config.base import Name, Section
 from heliostat.config.distill import recipe_of_network
 from heliostat.config.model import ModelConfig
+from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe, nearest_multiple
 from heliostat.errors import InvalidValueError
 
-COMPRESSED: Mapping[tuple[str, str], float] = MappingProxyType(
+COMPRESSED: Mapping[tuple[str, str], int] = MappingProxyType(
     {
-        ("training", "warmup_steps"): 0.1,
-        ("training", "freeze_prototypes_steps"): 0.01,
-        ("objective", "teacher_temperature_warmup_steps"): 0.3,
+        ("training", "warmup_steps"): 10,
+        ("training", "freeze_prototypes_steps"): 1,
+        ("objective", "teacher_temperature_warmup_steps"): 30,
     }
 )
-"""Share of all steps that a schedule takes where the recipe does not say: as in the official training of 100 epochs."""
-HEADLESS: Mapping[tuple[str, str], float] = MappingProxyType({("training", "freeze_backbone_steps"): 0.1})
+"""Percent of all steps that a schedule takes where the recipe does not say, as in official training of 100 epochs."""
+HEADLESS: Mapping[tuple[str, str], int] = MappingProxyType(
+    {("training", "freeze_backbone_steps"): 10, ("training", "unfreeze_steps"): 10}
+)
 """The same, where there are no trained heads."""
 
 _FREE_OF_MODEL = {"arch", "drop_path", "rope", "layer_scale", "position_resize"}
 """What shapes no tensor: how it is trained, or begins, or how its positions are resized."""
+
+
+def _origin_of_unset(section: str, key: str, otherwise: str) -> str:
+    """Where a value comes from that nobody has set: the steps, of schedules."""
+    return "a share of training.steps" if (section, key) in {**COMPRESSED, **HEADLESS} else otherwise
 
 
 class InitFromConfig(Section):
@@ -60,6 +68,14 @@ class InitFromConfig(Section):
         return self
 
 
+class AdaptObjectiveConfig(ObjectiveConfig):
+    """As of pre-training; schedules that are not set are compressed into the steps."""
+
+    def origin_of_unset(self, key: str) -> str:
+        """The steps, of the schedule that they set."""
+        return _origin_of_unset("objective", key, super().origin_of_unset(key))
+
+
 class AdaptTrainingConfig(TrainingConfig):
     """Steps, batches and the optimizer; schedules that are not set are compressed into the steps."""
 
@@ -76,7 +92,10 @@ class AdaptTrainingConfig(TrainingConfig):
         "steps unless set",
     )
     unfreeze_steps: int = Field(
-        0, ge=0, description="steps after those in which the backbone begins to learn block by block, from the last one"
+        0,
+        ge=0,
+        description="steps after those in which the backbone begins to learn block by block, from the last one; where "
+        "init_from.weights gives no heads, a tenth of all steps unless set",
     )
 
     @model_validator(mode="after")
@@ -89,6 +108,10 @@ class AdaptTrainingConfig(TrainingConfig):
                 "Lower them",
             )
         return self
+
+    def origin_of_unset(self, key: str) -> str:
+        """The steps, of the schedules that they set."""
+        return _origin_of_unset("training", key, super().origin_of_unset(key))
 
     @property
     def unfreezes_by_block(self) -> bool:
@@ -119,6 +142,7 @@ class AdaptRecipe(PretrainRecipe):
 
     kind: Literal["adapt"]  # type: ignore[assignment]  # of the kinds that train one backbone, each has its word
     init_from: InitFromConfig
+    objective: AdaptObjectiveConfig = Field(default_factory=lambda: AdaptObjectiveConfig.model_validate({}))
     training: AdaptTrainingConfig
     crop_sizes: tuple[CropSizesConfig, ...] = Field(
         (),
@@ -137,7 +161,7 @@ class AdaptRecipe(PretrainRecipe):
         """Schedules that nobody has set end in proportion to the steps."""
         training = values.get("training") if isinstance(values, dict) else None
         steps = training.get("steps") if isinstance(training, dict) else None
-        if not isinstance(steps, int):
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             return values  # one of the fields says what is wrong
         filled = dict(values)
         init_from = values.get("init_from")
@@ -145,7 +169,7 @@ class AdaptRecipe(PretrainRecipe):
         for (section, key), share in {**COMPRESSED, **({} if has_heads else HEADLESS)}.items():
             own = filled.get(section, {})
             if isinstance(own, dict):
-                filled[section] = {key: int(steps * share), **own}
+                filled[section] = {key: steps * share // 100, **own}
         return filled
 
     @model_validator(mode="after")
@@ -159,6 +183,21 @@ class AdaptRecipe(PretrainRecipe):
                         f"crop_sizes[{index}].{key} {side} is not a multiple of model.patch_px {patch}",
                         f"Set it to {nearest_multiple(side, patch)}",
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_are_used(self) -> Self:
+        side, sides = self.augmentation.global_px, [sizes.global_px for sizes in self.crop_sizes]
+        if sides and side not in sides:
+            raise InvalidValueError(
+                f"augmentation.global_px {side}, for which positions are stored and the network is judged, is none of "
+                f"those of crop_sizes: {', '.join(map(str, sides))}",
+                f"Set augmentation.global_px to {max(sides)}, or add a size",
+            )
+        if self.objective.anchoring is None and any(sizes.gram_px is not None for sizes in self.crop_sizes):
+            raise InvalidValueError(
+                "crop_sizes has a gram_px, but objective.gram.weight is 0", "Leave it out, or set objective.gram.weight"
+            )
         return self
 
     def at_sizes(self, sizes: CropSizesConfig) -> "AdaptRecipe":

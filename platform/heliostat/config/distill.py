@@ -222,7 +222,8 @@ def recipe_of_network(recipe: TrainingRecipe, student: str | None) -> PretrainRe
     if isinstance(recipe, PretrainRecipe):
         if student is not None:
             raise InvalidValueError(
-                f"student {student} was asked for, but {recipe.name} is a run of kind pretrain", "Leave student out"
+                f"student {student} was asked for, but {recipe.name} is a run of kind {recipe.kind}",
+                "Leave student out",
             )
         return recipe
     assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- the only other kind that trains

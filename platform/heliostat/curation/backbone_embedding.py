@@ -93,9 +93,11 @@ def of_weights(name_or_path: str, config: EmbeddingConfig, root: Store) -> Backb
     """
     from heliostat.errors import InvalidValueError
     from heliostat.models.weights.load import read_weights
+    from heliostat.models.weights.normalisation import refuse_other_normalisation
     from heliostat.models.weights.stored import store_weights
 
     weights = read_weights(name_or_path, None, None)
+    refuse_other_normalisation(weights)
     patch = weights.config.patch_px
     if config.image_px % patch:
         raise InvalidValueError(

@@ -81,7 +81,8 @@ class ViewReader:
         key = self._keys.get(name)
         if key is None:
             raise CorruptResultError(
-                f"{name} under {self._results.store.url} is gone", "Resume the run: it computes what is missing"
+                f"{name} under {self._results.store.url} is gone",
+                "Start it again with heliostat run, which computes what is missing",
             )
         held = _GROUPS.get(key)
         if held is not None:

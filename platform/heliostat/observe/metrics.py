@@ -13,6 +13,8 @@ from heliostat.observe.segments import LINES_DROPPED, Line, SegmentWriter, read_
 from heliostat.storage import Store
 
 METRICS_PREFIX = "metrics"
+KNN = "knn_top1"
+"""Of the networks that will be delivered, where ``observe.knn`` asks for it."""
 
 PHASES: Mapping[str, str] = {
     "data_wait_s": "waiting for images",

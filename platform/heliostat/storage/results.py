@@ -33,6 +33,10 @@ class ResultFolder:
         keys = [info.key for info in self.store.list() if info.key.endswith(_END)]
         return {key[: -_HASH_CHARS - len(_END) - 1]: key for key in sorted(keys, reverse=True)}
 
+    def has(self, name: str) -> bool:
+        """Whether there is a result of this name."""
+        return any(True for _ in self.store.list(f"{name}-"))
+
     def write(self, name: str, table: pa.Table) -> str:
         """Store a result; its key."""
         sink = io.BytesIO()

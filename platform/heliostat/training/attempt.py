@@ -29,12 +29,13 @@ from heliostat.objectives.step import TrainingStep, copied_backbone
 from heliostat.objectives.step_state import StepResult
 from heliostat.observe.events import EventType
 from heliostat.observe.logs import configure_logging
+from heliostat.observe.metrics import KNN
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 from heliostat.training.collective import Agreement, all_do, first_does, first_does_long, worker_count, worker_rank
 from heliostat.training.determinism import make_deterministic
 from heliostat.training.feed import Feed, StepInput, slot_batch
-from heliostat.training.first_steps import KNN, fall_of, first_steps_of, judged_before
+from heliostat.training.first_steps import fall_of, first_steps_of, judged_before
 from heliostat.training.inputs import amplified_reads, sample_source, sample_stream
 from heliostat.training.ledger import EMPTY, SampleLedger
 from heliostat.training.planning.networks import Networks
@@ -189,7 +190,8 @@ class AttemptWorker:
         # What dead attempts left half-written.
         first_does_long(self._agreement, lambda: sweep(self._store, self._log, self._lease))
         spec = self._spec
-        views = view_folder(spec.recipe, spec.root.patient(spec.recipe.streaming.patience_s), spec.start)
+        patient = spec.root.patient(spec.recipe.streaming.patience_s)
+        views = view_folder(spec.recipe, patient, spec.start, self._place.device.type)
         source = sample_source(spec.recipe, spec.root, spec.manifests, self._plan.world_size, views)
         all_do(lambda: source.order)  # opens the datasets: what is wrong with them is an error of all workers
         first_does(self._advise)
@@ -237,17 +239,26 @@ class AttemptWorker:
             if self._knn_before is not None:
                 self._reporter.event(EventType.START_JUDGED, **{KNN: self._knn_before})
         else:
-            self._knn_before = first_does(lambda: judged_before(self._store))
+            self._knn_before = first_does(self._judged_before)
+
+    def _judged_before(self) -> float | None:
+        try:
+            return judged_before(self._store)
+        except HeliostatError as error:
+            _log.warning("what the run went on with cannot be compared any more: %s", error)
+            return None
 
     def _judge(self, step: int) -> Mapping[str, float]:
         """What the probe says of what will be delivered, if it is time to ask."""
         probe, every_steps = self._spec.probe, self._recipe.observe.knn.every_steps
-        if probe is None or not every_steps or (step + 1) % every_steps:
+        is_due = bool(every_steps) and ((step + 1) % every_steps == 0 or step + 1 == first_steps_of(self._recipe))
+        if probe is None or not is_due:
             return {}
         judged = self._ask_probe(probe, step)
         fall = fall_of(self._recipe, step, self._knn_before, judged)
         if fall is not None:
-            _log.warning("after step %d %s", step, fall.advice)
+            if self._rank == 0:
+                _log.warning("after step %d %s", step, fall.advice)
             self._reporter.event(EventType.KNN_FELL, step=step, before=fall.before, after=fall.after)
         return judged
 

@@ -1,7 +1,7 @@
 """Whether a network that was good before gets worse in the first steps of going on with it.
 
 Fresh heads and a fresh optimizer can undo in a few hundred steps what a backbone has learnt. So it is judged before its
-first step, and again whenever the run is judged while the learning rate rises and parts of it are frozen.
+first step, whenever the run is judged while the learning rate rises or parts of it are frozen, and at the end of that.
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,22 @@ from dataclasses import dataclass
 from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.observe.events import EventType, read_events
+from heliostat.observe.metrics import KNN
 from heliostat.storage import Store
 
-KNN = "knn_top1"
 TOLERANCE = 0.01
 """Share of the queries that k-NN may lose before somebody is told: less is noise."""
 
 
 def first_steps_of(recipe: TrainingRecipe) -> int:
-    """Steps in which a network that is gone on with is watched; 0 of other runs."""
+    """Steps in which a network that is gone on with is watched; 0 of other runs.
+
+    Until all of it learns, and as many steps more as the learning rate takes to rise: what is frozen cannot get worse.
+    """
     if not isinstance(recipe, AdaptRecipe):
         return 0
     training = recipe.training
-    return max(training.warmup_steps, training.freeze_backbone_steps + training.unfreeze_steps)
+    return min(training.steps, training.freeze_backbone_steps + training.unfreeze_steps + training.warmup_steps)
 
 
 @dataclass(frozen=True, slots=True)

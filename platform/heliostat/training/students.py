@@ -44,7 +44,7 @@ class TrainedNetworks:
 
         Returns:
             For a distillation its teacher; for an adaptation its student and its teacher, their position embeddings
-            resized to the grid of its crops.
+            resized to the grid of its crops. Centres of softmax centring begin anew: they follow within some ten steps.
 
         Raises:
             IncompatibleCheckpointError: the checkpoint is of another model than the recipe's.

@@ -41,13 +41,14 @@ Run = Callable[[Iterator[tuple[int, bytes]], Task | ActorPool], Iterator[tuple[i
 """As ``heliostat.data.ray_tasks.run_tasks``."""
 
 
-def view_folder(recipe: TrainingRecipe, root: Store, start: StartingPoint | None) -> ViewFolder | None:
+def view_folder(recipe: TrainingRecipe, root: Store, start: StartingPoint | None, device: str) -> ViewFolder | None:
     """Where a run's teacher's views are kept; None where they are not.
 
     Args:
         recipe: Of the run.
         root: That holds the run.
         start: The teacher.
+        device: Where the run computes, cpu or cuda: colours are changed there, and not to the same levels.
     """
     if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or not isinstance(start, TrainedNetworks):
         return None
@@ -58,6 +59,7 @@ def view_folder(recipe: TrainingRecipe, root: Store, start: StartingPoint | None
         "seed": recipe.seed,
         "augmentation": recipe.augmentation.model_dump(mode="json"),
         "precision": recipe.training.precision,
+        "device": device,
         "patch_sizes": recipe.patch_sizes,
     }
     fingerprint = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:_FINGERPRINT_CHARS]
@@ -89,6 +91,8 @@ class _ViewGroups:
 
         def task(payload: bytes) -> bytes:
             name, group = json.loads(payload)
+            if results.has(group_name(manifests[name].sha256, group)):  # another run has written it meanwhile
+                return payload
             first, last = first_rows(manifests[name])[group : group + 2]
             images = readers[name].read(range(first, last))
             samples = Samples([0] * (last - first), images["id"].to_pylist(), images["image"].to_pylist())
@@ -136,7 +140,7 @@ def keep_views(
         CorruptShardError, CorruptCheckpointError: bytes are not those that were written.
         StorageError: the store does not cooperate.
     """
-    folder = view_folder(recipe, root, start)
+    folder = view_folder(recipe, root, start, device)
     assert folder is not None  # noqa: S101 -- whoever calls has looked
     kept = ResultFolder(folder.store).found()
     rows: list[int] = []

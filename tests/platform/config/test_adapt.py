@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from support.distilling import students_of
 from support.worlds import tiny_recipe
 
@@ -88,6 +89,31 @@ def test_adapt__refuses_sizes_of_crops_that_are_not_whole_patches(key: str) -> N
         adapt_recipe(crop_sizes=[sizes, {**sizes, key: 11}])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"global_px": 24}, r"augmentation.global_px 16, .* is none of those of crop_sizes: 24. Set .* to 24"),
+        ({"gram_px": 32}, "crop_sizes has a gram_px, but objective.gram.weight is 0"),
+    ],
+)
+def test_adapt__refuses_sizes_of_crops_that_would_not_be_used(sizes: dict[str, int], told: str) -> None:
+    with pytest.raises(InvalidValueError, match=told):
+        adapt_recipe(crop_sizes=[{"global_px": 16, "local_px": 8, "weight": 1.0, **sizes}])
+
+
+@pytest.mark.parametrize("steps", [-100, 0, True, 10**400])
+def test_adapt__says_what_is_wrong_with_the_steps_and_nothing_else(steps: int) -> None:
+    tree = adapt_recipe().model_dump()
+    del tree["objective"]["teacher_temperature_warmup_steps"]
+    tree["training"] = {"steps": steps, "slot_batch": 4, "global_batch": 16}
+    try:
+        recipe = AdaptRecipe.model_validate(tree)
+    except ValidationError as error:
+        assert {problem["loc"] for problem in error.errors()} == {("training", "steps")}
+    else:
+        assert recipe.training.warmup_steps == steps // 10
+
+
 def test_adapt__anchors_to_what_it_began_with() -> None:
     recipe = adapt_recipe(objective={"gram": {"weight": 2.0}})
     assert recipe.gram_px == 2 * recipe.augmentation.global_px
@@ -96,6 +122,7 @@ def test_adapt__anchors_to_what_it_began_with() -> None:
 def test_adapt__from_a_backbone_alone_lets_the_heads_learn_first() -> None:
     headless = {"init_from": {"weights": "backbone.safetensors", "run": None}}
     assert adapt_recipe(**headless).training.freeze_backbone_steps == 2
+    assert adapt_recipe(**headless).training.unfreeze_steps == 2
     assert adapt_recipe(**headless, training={"freeze_backbone_steps": 0}).training.freeze_backbone_steps == 0
     assert adapt_recipe().training.freeze_backbone_steps == 0
     with pytest.raises(InvalidValueError, match=r"model.depth is 2 there and 1 here.*Set model.depth to 2"):

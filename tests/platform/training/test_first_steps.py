@@ -23,14 +23,12 @@ def recipe_of(**training: int) -> AdaptRecipe:
     ("training", "expected"),
     [
         ({"warmup_steps": 7}, 7),
-        ({"warmup_steps": 7, "freeze_backbone_steps": 20}, 20),
-        ({"warmup_steps": 7, "freeze_backbone_steps": 20, "unfreeze_steps": 30}, 50),
-        ({"warmup_steps": 70, "freeze_backbone_steps": 20, "unfreeze_steps": 30}, 70),
+        ({"warmup_steps": 7, "freeze_backbone_steps": 20}, 27),
+        ({"warmup_steps": 7, "freeze_backbone_steps": 20, "unfreeze_steps": 30}, 57),
+        ({"warmup_steps": 70, "freeze_backbone_steps": 20, "unfreeze_steps": 30}, 100),
     ],
 )
-def test_first_steps_of__end_with_the_warm_up_and_when_all_blocks_learn(
-    training: dict[str, int], expected: int
-) -> None:
+def test_first_steps_of__end_a_warm_up_after_all_blocks_learn(training: dict[str, int], expected: int) -> None:
     assert first_steps_of(recipe_of(**training)) == expected
     assert first_steps_of(tiny_recipe()) == 0
 

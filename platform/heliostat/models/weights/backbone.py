@@ -27,6 +27,8 @@ class Weights:
     """By the names of the released files."""
     origin: str
     """Where they are from, for messages."""
+    other_normalisation: tuple[str, ...] = ()
+    """In what its source says that colours are normalised otherwise than here."""
 
 
 def build(weights: Weights) -> VisionTransformer:

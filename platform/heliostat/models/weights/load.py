@@ -19,7 +19,7 @@ from heliostat.models.weights.channels import inflate
 from heliostat.models.weights.download import is_official_name, official_file
 from heliostat.models.weights.files import FileKind, TensorFile, file_kind, read_safetensors
 from heliostat.models.weights.foreign import read_pickle
-from heliostat.models.weights.normalisation import check_normalisation
+from heliostat.models.weights.normalisation import other_normalisation
 from heliostat.models.weights.official import backbone_names
 from heliostat.models.weights.runs import read_run
 from heliostat.storage import open_store
@@ -177,13 +177,13 @@ def _read_folder(folder: Path, heads: int | None) -> Weights:
     config = _json(folder / "config.json")
     if "architecture" in config:
         heads = heads or timm.heads_of(config)
-        check_normalisation(config.get("pretrained_cfg", config), "mean", "std", str(folder / "config.json"))
+        otherwise = other_normalisation(config.get("pretrained_cfg", config), "mean", "std")
     else:
         heads = huggingface.heads_of(config, str(folder / "config.json"))
-        preprocessor = folder / huggingface.PREPROCESSOR
-        if preprocessor.exists():
-            check_normalisation(_json(preprocessor), "image_mean", "image_std", str(preprocessor))
-    return translate(_folder_tensors(folder), str(folder), heads)
+        file = folder / huggingface.PREPROCESSOR
+        otherwise = other_normalisation(_json(file), "image_mean", "image_std") if file.exists() else ()
+    found = translate(_folder_tensors(folder), str(folder), heads)
+    return replace(found, other_normalisation=otherwise)
 
 
 def _folder_tensors(folder: Path) -> dict[str, Tensor]:

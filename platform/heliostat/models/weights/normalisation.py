@@ -5,29 +5,35 @@ from collections.abc import Sequence
 
 from heliostat.errors import IncompatibleCheckpointError
 from heliostat.models.normalise import MEAN, STD
+from heliostat.models.weights.backbone import Weights
 
 
-def check_normalisation(described: object, mean: str, std: str, origin: str) -> None:
-    """Refuse a backbone whose images had their colours normalised in another way than ours have.
+def other_normalisation(described: object, mean: str, std: str) -> tuple[str, ...]:
+    """In what a description of how images are prepared differs from ours; nothing where it says nothing.
 
     Args:
-        described: What its folder says of how images are prepared.
+        described: The object of a file of JSON.
         mean: Key of the means of the channels in it.
         std: Key of their deviations.
-        origin: The file that says it.
-
-    Raises:
-        IncompatibleCheckpointError: they are others; says which.
     """
     told = described if isinstance(described, dict) else {}
-    wrong = []
-    for key, ours in ((mean, MEAN), (std, STD)):
-        theirs = told.get(key)
-        if theirs is not None and not _are_near(theirs, ours):
-            wrong.append(f"{key} is {theirs} there and {list(ours)} here")
-    if wrong:
+    values = {key: (told.get(key), ours) for key, ours in ((mean, MEAN), (std, STD))}
+    return tuple(
+        f"{key} is {theirs} there and {list(ours)} here"
+        for key, (theirs, ours) in values.items()
+        if theirs is not None and not _are_near(theirs, ours)
+    )
+
+
+def refuse_other_normalisation(weights: Weights) -> None:
+    """Refuse a backbone that would see other colours here than it was trained on.
+
+    Raises:
+        IncompatibleCheckpointError: says what differs.
+    """
+    if weights.other_normalisation:
         raise IncompatibleCheckpointError(
-            f"{origin} normalises images in another way: {'; '.join(wrong)}",
+            f"{weights.origin} normalises images in another way: {'; '.join(weights.other_normalisation)}",
             "Use weights that were trained with ImageNet's mean and deviation",
         )
 

@@ -13,12 +13,14 @@ from heliostat.errors import CorruptResultError, ObjectNotFoundError
 from heliostat.models.weights.backbone import Weights
 from heliostat.storage import Store
 
+_METADATA_KEY = "heliostat"
 _FOLDER, _END = "weights/", ".safetensors"
 
 
 def store_weights(root: Store, weights: Weights) -> str:
     """Keep weights under a root; their key."""
-    metadata = {"config": weights.config.model_dump_json(), "grid": str(weights.grid)}
+    described = {"config": weights.config.model_dump(mode="json"), "grid": weights.grid}
+    metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True)}  # of several keys the order would change
     tensors = {name: tensor.contiguous() for name, tensor in sorted(weights.tensors.items())}
     data = save(tensors, metadata)
     key = f"{_FOLDER}{hashlib.sha256(data).hexdigest()}{_END}"
@@ -40,8 +42,9 @@ def load_weights(root: Store, key: str) -> Weights:
     if hashlib.sha256(data).hexdigest() != key.removeprefix(_FOLDER).removesuffix(_END):
         raise _corrupt(root, key, "does not have the hash in its name")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    config = ModelConfig.model_validate_json(header["config"])
-    return Weights(config, int(header["grid"]), load(data), f"{root.url}/{key}")
+    described = json.loads(header[_METADATA_KEY])
+    config = ModelConfig.model_validate(described["config"])
+    return Weights(config, described["grid"], load(data), f"{root.url}/{key}")
 
 
 def _corrupt(root: Store, key: str, what: str) -> CorruptResultError:
