@@ -25,10 +25,10 @@ def solvable(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_train_head__finds_classes_that_are_linear_in_the_features() -> None:
-    head = train_head(*solvable(48, 1), CLASSES, steps=400, seed=0)
+    head = train_head(*solvable(48, 1), CLASSES, steps=400, seed=3)
     trained = segment(head, *solvable(16, 2))
-    untrained = segment(LinearHead(16, CLASSES).eval(), *solvable(16, 2))
-    assert trained.mean_iou > 0.8 > 0.4 > untrained.mean_iou  # the border of a patch is blurred by the resize
+    untrained = segment(train_head(*solvable(48, 1), CLASSES, steps=0, seed=3), *solvable(16, 2))
+    assert trained.mean_iou > 0.8 > untrained.mean_iou + 0.2  # the border of a patch is blurred by the resize
 
 
 def test_train_head__is_a_function_of_its_seed() -> None:
@@ -57,3 +57,9 @@ def test_segment__refuses_what_it_cannot_score() -> None:
         segment(head, features, masks[:1])
     with pytest.raises(TooFewSamplesError):
         train_head(features[:0], masks[:0], CLASSES, steps=1, seed=0)
+
+
+def test_train_head__survives_images_of_which_no_pixel_counts() -> None:
+    features, masks = solvable(4, 1)
+    head = train_head(features, torch.full_like(masks, IGNORED), CLASSES, steps=2, seed=0)
+    assert all(parameter.isfinite().all() for parameter in head.parameters())
