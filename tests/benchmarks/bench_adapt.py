@@ -12,6 +12,7 @@ same frames; asked are the last 36, five between are left out.
 """
 
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def write_dataset(root: str, data: Path, frames: Sequence[Path], folder: Path) -
     """Photographs of objects and the frames to train on."""
     (folder / "frames").mkdir()
     for path in frames:
-        (folder / "frames" / path.name).symlink_to(path)
+        shutil.copy(path, folder / "frames")
     with local_ray(num_cpus=2):
         for source in (data / "ukbench1692", folder / "frames"):
             ingest(source, open_store(root), "photographs")
