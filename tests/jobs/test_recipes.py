@@ -15,7 +15,7 @@ README_RECIPES = re.findall(
 
 def test_recipes__are_shipped() -> None:
     assert RECIPES
-    assert len(README_RECIPES) == 5
+    assert len(README_RECIPES) == 6
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -36,4 +36,4 @@ def test_readme__its_recipes_load(block: str, tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(by_kind[kind], encoding="utf-8")
     path = tmp_path / "written.yaml"
     path.write_text(block, encoding="utf-8")
-    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn", "best", "whole", "small-ones")
+    assert load_recipe(path, [], {}).recipe.name in ("my-run", "knn", "best", "whole", "small-ones", "sharper")

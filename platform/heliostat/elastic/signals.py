@@ -107,8 +107,8 @@ class Mailbox:
         if self.save_began is not None:
             self.save_s, self.save_began = time.monotonic() - self.save_began, None
 
-    def training_ends(self) -> None:
-        """What is left to do may take its time."""
+    def steps_pause(self) -> None:
+        """What comes before the next step, if there is one, may take its time: it is no hang."""
         self.has_trained = False
         self.beat()
 

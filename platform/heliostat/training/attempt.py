@@ -207,7 +207,7 @@ class AttemptWorker:
                 with self._reporter.profiler.step(step):
                     result = self._train_step(step, feed, state.ledger)
                 yield step, result
-        MAILBOX.training_ends()
+        MAILBOX.steps_pause()
         self._saver.finish()
         self.is_finished = True
 
@@ -315,7 +315,7 @@ class AttemptWorker:
             vote = self._saver.vote(feed.ready(_POLL_S), is_copying)
         self._note_orders(step)
         if vote.stopping:
-            MAILBOX.training_ends()
+            MAILBOX.steps_pause()
             self._saver.stop(step)
         self._saver.save_if_due(vote, step)
         if self._snapshots is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from heliostat.elastic.signals import MAILBOX
 from heliostat.storage import Store
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class StepProfiler:
         running, self._profile, steps, self._steps = self._profile, None, self._steps, None
         assert steps is not None  # noqa: S101 -- it was started
         name = f"logs/profile-{self._attempt:04d}-{self._first}-{steps[1]}"
+        MAILBOX.steps_pause()  # of a large network a profile takes minutes to be put together
         try:
             running.stop()
             self._write(name, running)

@@ -47,11 +47,11 @@ def test_longest_s__is_of_silences_since_the_first_steps(box: Mailbox) -> None:
     assert 50 <= box.longest_s < 500
 
 
-def test_training_ends__what_follows_may_take_its_time(box: Mailbox) -> None:
+def test_steps_pause__what_follows_may_take_its_time(box: Mailbox) -> None:
     run_steps(box, range(1))
     assert pulse().has_trained
     longest_s = box.longest_s
-    box.training_ends()
+    box.steps_pause()
     box.beat_at -= 100.0
     box.beat()
     assert not pulse().has_trained

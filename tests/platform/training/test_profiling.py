@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heliostat.elastic.signals import MAILBOX, pulse
 from heliostat.storage import open_store
 from heliostat.training.profiling import StepProfiler
 
@@ -48,3 +49,14 @@ def test_profiler__a_store_that_fails_costs_the_profile_only(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         train(StepProfiler((1, 2), open_store(str(tmp_path)), attempt=1), range(3))
     assert "the profile of steps 1 to 2 is lost" in caplog.text
+
+
+def test_profiler__that_writes_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MAILBOX, "has_trained", True)
+    profiler = StepProfiler((0, 2), open_store(str(tmp_path)), attempt=1)
+    with profiler.step(0):
+        pass
+    assert pulse().has_trained
+    with profiler.step(1):
+        pass
+    assert not pulse().has_trained
