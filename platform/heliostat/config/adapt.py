@@ -110,8 +110,11 @@ class AdaptTrainingConfig(TrainingConfig):
         return self
 
     def origin_of_unset(self, key: str) -> str:
-        """The steps, of the schedules that they set."""
-        return _origin_of_unset("training", key, super().origin_of_unset(key))
+        """The steps, of the schedules that they set; of a run with heads nothing is frozen, which is the default."""
+        default = super().origin_of_unset(key)
+        if ("training", key) in HEADLESS and not getattr(self, key):
+            return default
+        return _origin_of_unset("training", key, default)
 
     @property
     def unfreezes_by_block(self) -> bool:

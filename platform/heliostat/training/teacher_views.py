@@ -87,13 +87,14 @@ class _ViewGroups:
         network.to(device).requires_grad_(False).eval()
         manifests = {name: load_manifest(self.root, name, sha256) for name, sha256 in self.manifests.items()}
         readers = {name: RowReader(self.root, manifest) for name, manifest in manifests.items()}
+        starts = {name: first_rows(manifest) for name, manifest in manifests.items()}
         results = ResultFolder(self.folder.store)
 
         def task(payload: bytes) -> bytes:
             name, group = json.loads(payload)
             if results.has(group_name(manifests[name].sha256, group)):  # another run has written it meanwhile
                 return payload
-            first, last = first_rows(manifests[name])[group : group + 2]
+            first, last = starts[name][group : group + 2]
             images = readers[name].read(range(first, last))
             samples = Samples([0] * (last - first), images["id"].to_pylist(), images["image"].to_pylist())
             views = [view for part in self._parts(samples) for view in self._views(network, part, device)]

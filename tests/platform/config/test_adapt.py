@@ -160,3 +160,15 @@ def test_adapt__refuses_a_backbone_that_never_learns() -> None:
 def test_frozen_depth__falls_from_all_to_nothing(freeze: int, unfreeze: int, expected: list[float]) -> None:
     training = adapt_recipe(training={"freeze_backbone_steps": freeze, "unfreeze_steps": unfreeze}).training
     assert [training.frozen_depth(step) for step in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("init_from", "expected"),
+    [({"run": "tiny"}, "default"), ({"weights": "w", "run": None}, "a share of training.steps")],
+)
+def test_adapt__says_where_its_schedules_come_from(init_from: dict[str, Any], expected: str) -> None:
+    recipe = adapt_recipe(init_from=init_from)
+    assert recipe.training.origin_of_unset("freeze_backbone_steps") == expected
+    assert recipe.training.origin_of_unset("warmup_steps") == "a share of training.steps"
+    assert recipe.objective.origin_of_unset("teacher_temperature_warmup_steps") == "a share of training.steps"
+    assert recipe.training.origin_of_unset("clip_norm") == "default"
