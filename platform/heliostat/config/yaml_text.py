@@ -125,6 +125,8 @@ def _composed(text: str, source: str) -> yaml.Node | None:
         place = f"{source}:{mark.line + 1}" if mark else source
         where = f"Correct line {mark.line + 1}, near column {mark.column + 1}" if mark else "Correct it"
         problem = " ".join(part for part in (error.context, error.problem) if part)
+        if "nesting depth" in problem:  # from PyYAML 6.0.4 on the scanner gives up at 1,000, before it tells of any
+            raise _too_deep(place) from error
         raise RecipeSyntaxError(f"{place} is not valid YAML: {problem}", where) from error
     except (yaml.YAMLError, UnicodeError) as error:
         raise RecipeSyntaxError(
@@ -141,9 +143,11 @@ def _check_depth(text: str, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise RecipeSyntaxError(
-                f"{source}:{_line(event)} is nested more than {MAX_DEPTH} levels deep", "Flatten it"
-            )
+            raise _too_deep(f"{source}:{_line(event)}")
+
+
+def _too_deep(place: str) -> RecipeSyntaxError:
+    return RecipeSyntaxError(f"{place} is nested more than {MAX_DEPTH} levels deep", "Flatten it")
 
 
 @dataclass(slots=True)
