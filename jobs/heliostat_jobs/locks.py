@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
-from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
 from heliostat.config.provenance import LOCK_SCHEMA_VERSION
-from heliostat.config.starts import start_of
+from heliostat.config.starts import start_of, weights_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.errors import ConfigError, CorruptLockError, ObjectExistsError, ObjectNotFoundError
 from heliostat.storage import Store
@@ -115,7 +114,7 @@ def _read(store: Store) -> dict[str, Any] | None:
         start = start_of(recipe)
         if start is not None and locked["start"]["name"] != start.run:
             raise ValueError(locked["start"])
-        if isinstance(recipe, AdaptRecipe) and (recipe.init_from.weights is None) != (locked.get("weights") is None):
+        if (weights_of(recipe) is None) != (locked.get("weights") is None):
             raise ValueError(locked.get("weights"))
         if isinstance(recipe, CurateRecipe) and not isinstance(locked["inputs"], dict):
             raise TypeError(locked["inputs"])

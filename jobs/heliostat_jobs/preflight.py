@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ResolvedRecipe
-from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.distill import DistillRecipe, recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe
@@ -18,7 +17,7 @@ from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
 from heliostat.config.secrets import parse_references
-from heliostat.config.starts import start_of
+from heliostat.config.starts import start_of, weights_of
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import HeliostatError, WeightsNotFoundError
@@ -27,7 +26,7 @@ from heliostat.training.planning.plan import STATE_BYTES_PER_PARAMETER
 from heliostat.training.planning.shapes import parameter_sizes
 from heliostat_jobs.kinds import job_of
 from heliostat_jobs.locks import datasets_of
-from heliostat_jobs.runs import load_run, start_checkpoint
+from heliostat_jobs.runs import check_labels, load_run, start_checkpoint
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import check_access, cluster_url, token_file
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -134,21 +133,27 @@ def _inputs(recipe: Recipe, root: Store) -> Iterator[tuple[str, Callable[[], obj
         yield f"dataset {name}", partial(load_manifest, root, name)
     if isinstance(recipe, EvaluateRecipe | ExportRecipe):
         yield f"run {recipe.run}", partial(_network_of, recipe, root)
-    if isinstance(recipe, AdaptRecipe) and recipe.init_from.weights is not None:
-        yield f"weights {recipe.init_from.weights}", partial(_known_weights, recipe.init_from.weights)
+    if (named := weights_of(recipe)) is not None:
+        yield f"weights {named[1]}", partial(_known_weights, *named)
+    if isinstance(recipe, DistillRecipe) and recipe.objective.labels.weight:
+        yield "labels", partial(_known_labels, recipe, root)
     start = start_of(recipe)
     if start is not None:
         yield f"run {start.run}", partial(start_checkpoint, recipe, root)
 
 
-def _known_weights(name_or_path: str) -> None:
+def _known_labels(recipe: DistillRecipe, root: Store) -> None:
+    check_labels(recipe, root, {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares})
+
+
+def _known_weights(key: str, name_or_path: str) -> None:
     """Refuse a name that nothing has; whether a path is there, the cluster alone knows."""
     from heliostat.models.weights.download import is_official_name
 
     is_path = "/" in name_or_path or Path(name_or_path).suffix or Path(name_or_path).exists()
     if not is_path and not is_official_name(name_or_path):
         raise WeightsNotFoundError(
-            f"init_from.weights {name_or_path!r} is no released model, and no path",
+            f"{key} {name_or_path!r} is no released model, and no path",
             "Give a file or folder of weights, a run as ROOT/runs/NAME or s3://…, or a name such as dinov2_vits14",
         )
 

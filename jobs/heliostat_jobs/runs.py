@@ -1,15 +1,18 @@
 """A run's identity: its name, its configuration and the dataset manifest it was started with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from heliostat.checkpoint.log import CommitLog, has_ended
 from heliostat.config import ResolvedRecipe
-from heliostat.config.adapt import AdaptRecipe, check_backbone
+from heliostat.config.adapt import AdaptRecipe
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.kinds import Recipe
-from heliostat.config.starts import check_start, start_of
+from heliostat.config.starts import check_start, check_weights, start_of, weights_of
 from heliostat.config.training import TrainingRecipe
+from heliostat.data.labels import check_classes
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError, RunNotFoundError
 from heliostat.storage import Store, open_store
@@ -53,13 +56,24 @@ def open_run(resolved: ResolvedRecipe) -> OpenedRun:
 def _pinned(recipe: TrainingRecipe, root: Store) -> dict[str, Any]:
     """What a run is bound to that begins now."""
     manifests = {name: load_manifest(root, name).sha256 for name in recipe.dataset.shares}
-    if isinstance(recipe, AdaptRecipe) and recipe.init_from.weights is not None:
-        return {"manifests": manifests, "weights": start_weights(recipe, recipe.init_from.weights, root)}
+    check_labels(recipe, root, manifests)
+    if (named := weights_of(recipe)) is not None:
+        return {"manifests": manifests, "weights": start_weights(recipe, named[1], root)}
     start = start_checkpoint(recipe, root)
     return {"manifests": manifests} if start is None else {"manifests": manifests, "start": start}
 
 
-def start_weights(recipe: AdaptRecipe, name_or_path: str, root: Store) -> str:
+def check_labels(recipe: TrainingRecipe, root: Store, manifests: Mapping[str, str]) -> None:
+    """Refuse datasets whose labels are not those that a distillation counts on.
+
+    Raises:
+        UnlabelledDatasetError, InvalidValueError: as ``check_classes``.
+    """
+    if isinstance(recipe, DistillRecipe) and recipe.objective.labels.classes is not None:
+        check_classes(root, manifests, recipe.objective.labels.classes)
+
+
+def start_weights(recipe: TrainingRecipe, name_or_path: str, root: Store) -> str:
     """Keep the backbone that a run would start from under its root; the key.
 
     Raises:
@@ -72,10 +86,11 @@ def start_weights(recipe: AdaptRecipe, name_or_path: str, root: Store) -> str:
     from heliostat.models.weights.stored import store_weights
 
     # A bare file does not say how many heads it has.
-    heads = recipe.model.heads if Path(name_or_path).expanduser().is_file() else None
+    is_file = Path(name_or_path).expanduser().is_file()
+    heads = recipe.model.heads if is_file and isinstance(recipe, AdaptRecipe) else None
     weights = read_weights(name_or_path, heads)
     refuse_other_normalisation(weights)
-    check_backbone(recipe, weights.config)
+    check_weights(recipe, weights.config)
     return store_weights(root, replace(weights, tensors=dict(build(weights).state_dict())))
 
 

@@ -14,6 +14,7 @@ from heliostat.config.training import TrainingRecipe
 from heliostat.data.ray_tasks import ActorPool, Task, run_tasks
 from heliostat.errors import NoDataPoolError, TooFewGpusError
 from heliostat.models.weights.runs import checkpoint_of_step
+from heliostat.models.weights.stored import describe_weights
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.observe.progress import watch_items, watch_run
 from heliostat.observe.prometheus import RayMetrics, run_values
@@ -121,7 +122,7 @@ def run_spec(recipe: TrainingRecipe, run: OpenedRun) -> RunSpec:
 
 def _start(recipe: TrainingRecipe, run: OpenedRun) -> StartingPoint | None:
     if run.weights is not None:
-        return TrainedBackbone(run.weights)
+        return TrainedBackbone(run.weights, *describe_weights(run.root, run.weights))
     if run.start is None or not needs_start(recipe, CommitLog(run.store).read()):
         return None
     name, step = str(run.start["name"]), int(run.start["step"])
@@ -146,7 +147,7 @@ def keep_teacher_views(spec: RunSpec, run: Run, device: str) -> None:
     recipe = spec.recipe
     if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache:
         return
-    assert isinstance(spec.start, TrainedNetworks)  # noqa: S101 -- a distillation has a teacher
+    assert spec.start is not None  # noqa: S101 -- a distillation has a teacher
     with watch_items("looked at by the teacher") as progress:
         keep_views(
             recipe,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.distilling import pretrained_project
+from support.distilling import FEATURES, FEATURES_ALONE, SMALL, distill_recipe_at, pretrained_project
 from support.projects import heliostat
 from support.whole_runs import newest_state, train_plainly
 from support.worlds import tiny_recipe
@@ -192,6 +192,34 @@ def test_adapt__says_so_if_the_first_steps_ruin_what_was_learnt(project: Path) -
     assert fallen
     assert all(event.fields["after"] < event.fields["before"] - 0.01 for event in fallen)
     assert {event.fields["before"] for event in fallen} == {start.fields["knn_top1"]}
+
+
+def test_adapt__goes_on_with_a_student_without_what_only_students_learn(project: Path) -> None:
+    root = open_store(str(project / "root"))
+    path = distill_recipe_at(project, "taught")
+    tree = yaml.safe_load(path.read_text())
+    tree["objective"] |= FEATURES
+    tree["students"] = [{"name": "small", "model": SMALL}]
+    path.write_text(yaml.safe_dump(tree))
+    train(load_recipe(path, ["training.steps=1"], {}), single_process=True)
+    model = {**tiny_recipe().model_dump()["model"], **SMALL}
+    resolved = load_recipe(recipe_at(project, "after", init_from={"run": "taught"}, model=model), [], {})
+    assert isinstance(resolved.recipe, AdaptRecipe)
+    start = run_spec(resolved.recipe, open_run(resolved)).start
+    assert start is not None
+    student, average = start.load(root, resolved.recipe)
+    state = newest_state(run_store(root, "taught"))
+    for kind, network in (("master", student), ("teacher", average)):
+        assert network.sub_modules == ("backbone", "dino_head", "ibot_head")
+        for name, value in network.named_parameters():
+            if not name.endswith("pos_embed"):
+                assert torch.equal(value.flatten(), state[kind, f"small.{name}"]), name
+    tree["objective"] |= FEATURES_ALONE
+    path.write_text(yaml.safe_dump({**tree, "name": "headless-student"}))
+    train(load_recipe(path, ["training.steps=1"], {}), single_process=True)
+    unfit = recipe_at(project, "unfit", init_from={"run": "headless-student"}, model=model)
+    with pytest.raises(InvalidValueError, match=r"run headless-student does not fit: its students have no heads"):
+        open_run(load_recipe(unfit, [], {}))
 
 
 def test_adapt__refuses_a_backbone_of_another_shape(project: Path) -> None:

@@ -2,17 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from support.distilling import STEPS, distill_recipe_at, pretrained_project
+from support.distilling import FEATURES, FEATURES_ALONE, LABELS, SMALL, STEPS, distill_recipe_at, pretrained_project
 from support.projects import heliostat
+from support.small_datasets import store_dataset
 from support.whole_runs import newest_state
+from support.worlds import encoded_images
 
 import heliostat as library
 from heliostat.config import load_recipe
-from heliostat.errors import ArtifactChangedError, InvalidValueError, NoCheckpointError, RunNotFoundError
+from heliostat.errors import (
+    ArtifactChangedError,
+    InvalidValueError,
+    NoCheckpointError,
+    RunNotFoundError,
+    UnlabelledDatasetError,
+)
 from heliostat.observe.metrics import merged_curve, read_metrics
 from heliostat.storage import Store, open_store
 from heliostat.storage.layout import run_store
@@ -64,6 +73,71 @@ def test_distill__on_workers_is_what_it_is_alone_and_every_student_is_judged_and
             )
         )
         assert heliostat("run", str(exported))["files"]
+
+
+def objective_with(project: Path, **changes: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load(distill_recipe_at(project, "any").read_text())["objective"]
+    return {**tree, **changes}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_distill__labels_and_features_come_to_workers_as_they_do_alone(project: Path) -> None:
+    root = open_store(str(project / "root"))
+    changes = {
+        "objective": objective_with(project, **{**FEATURES, **LABELS}),
+        "students": [{"name": "small", "model": {**SMALL, "registers": 1}}],
+    }
+    heliostat("run", str(distill_recipe_at(project, "taught-alone", **changes)), "--single-process")
+    heliostat("run", str(distill_recipe_at(project, "taught", scaling={"workers": 2}, **changes)))
+    alone, found = (merged_curve(read_metrics(run_store(root, name))) for name in ("taught-alone", "taught"))
+    for term in ("loss", "features", "features_cls", "label", "label_token", "label_teacher"):
+        mine, theirs = ([line.values[term] for line in lines] for lines in (found, alone))
+        assert mine == pytest.approx(theirs, rel=1e-5), term
+        assert mine[0] != mine[-1], term
+
+
+def test_distill__a_backbone_from_elsewhere_teaches_its_features(project: Path) -> None:
+    weights = str(project / "root" / "runs" / "tiny")
+    alone = objective_with(project, **FEATURES_ALONE)
+    by_weights = distill_recipe_at(project, "by-weights", objective=alone, teacher={"weights": weights})
+    by_run = distill_recipe_at(project, "by-run", objective=alone)
+    for path in (by_weights, by_run):
+        heliostat("plan", str(path), "--gpus", "1")
+        train(load_recipe(path, [], {}), single_process=True)
+    root = open_store(str(project / "root"))
+    curves = [merged_curve(read_metrics(run_store(root, name))) for name in ("by-weights", "by-run")]
+    features = [[line.values["features"] for line in curve] for curve in curves]
+    assert features[0] == features[1]  # the same backbone, whether it came as a run or as weights
+    averages_of = [averages(run_store(root, name)) for name in ("by-weights", "by-run")]
+    assert all(torch.equal(value, averages_of[1][name]) for name, value in averages_of[0].items())
+    assert {name.split(".")[1] for name in averages_of[0]} == {"backbone", "feature_head"}
+    assert library.load_backbone(run_store(root, "by-weights").url, student="small").config.embed_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**FEATURES, "teacher_width": 48}, r"embed_dim is 32, objective.teacher_width is 48.*teacher_width to 32"),
+        ({"labels": {"weight": 1.0, "classes": 4, "teacher": "none"}}, r"classes is 4, and dataset tiny has 3 labels"),
+    ],
+)
+def test_distill__refuses_widths_and_classes_that_do_not_fit(
+    project: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = distill_recipe_at(project, "unfit", objective=objective_with(project, **changes))
+    with pytest.raises(InvalidValueError, match=message):
+        open_run(load_recipe(path, [], {}))
+    told = heliostat("plan", str(path))
+    assert [check["ok"] for check in told["checks"]].count(False) == 1
+
+
+def test_distill__refuses_labels_where_there_are_none(project: Path) -> None:
+    store_dataset(open_store(str(project / "root")), encoded_images(), "bare")
+    objective = objective_with(project, labels={"weight": 1.0, "classes": 4, "teacher": "none"})
+    path = distill_recipe_at(project, "bare", objective=objective, dataset={"name": "bare", "window_groups": 2})
+    with pytest.raises(UnlabelledDatasetError, match="dataset bare has no labels"):
+        open_run(load_recipe(path, [], {}))
 
 
 def test_distill__refuses_what_does_not_fit(project: Path) -> None:

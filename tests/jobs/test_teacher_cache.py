@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.distilling import distill_recipe_at, pretrained_project
+import yaml
+from support.distilling import (
+    COARSE,
+    FEATURES,
+    FEATURES_ALONE,
+    LABELS,
+    SMALL,
+    distill_recipe_at,
+    pretrained_project,
+)
 from support.projects import heliostat
 from support.whole_runs import newest_state
 from support.worlds import samples_at, tiny_recipe
@@ -82,6 +91,23 @@ def test_cache__computes_what_is_missing_and_takes_nothing_that_is_damaged(proje
     train(load_recipe(path, [], {}), single_process=True)
     assert kept(live) == before
     assert losses(live, "damaged") == losses(live, "whole")
+
+
+def test_cache__keeps_the_teachers_own_tokens_too(project: Path, live: Store) -> None:
+    before = {key.split("/")[1] for key in kept(live)}
+    for name, objective in (("tokens", {**FEATURES, **LABELS}), ("tokens-alone", {**FEATURES_ALONE, **LABELS})):
+        students = [
+            {"name": "small", "model": {**SMALL, "registers": 1}},
+            {"name": "coarse", "model": {**COARSE, "registers": 2}},
+        ]
+        path = distill_recipe_at(project, f"{name}-live", augmentation=FIXED, students=students)
+        tree = yaml.safe_load(path.read_text())
+        tree["objective"] |= objective
+        for run, teacher in ((f"{name}-live", {"run": "tiny"}), (name, {"run": "tiny", "cache": True})):
+            path.write_text(yaml.safe_dump({**tree, "name": run, "teacher": teacher}))
+            train(load_recipe(path, [], {}), single_process=True)
+        assert losses(live, name) == pytest.approx(losses(live, f"{name}-live"), rel=1e-5)
+    assert len({key.split("/")[1] for key in kept(live)} - before) == 2
 
 
 def test_cache__of_another_seed_or_augmentation_is_another(project: Path, live: Store) -> None:

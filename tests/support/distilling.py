@@ -17,6 +17,13 @@ SMALL = {"arch": "custom", "embed_dim": 16, "depth": 2, "heads": 2, "patch_px": 
 COARSE = {"arch": "custom", "embed_dim": 32, "depth": 1, "heads": 2, "patch_px": 8, "layer_scale": 1.0}
 
 
+FEATURES: dict[str, Any] = {"features": {"weight": 1.0}, "teacher_width": 32}
+"""Of the objective: the features of ``tiny``, besides its prototypes."""
+FEATURES_ALONE: dict[str, Any] = {**FEATURES, "dino_weight": 0.0, "ibot_weight": 0.0}
+LABELS: dict[str, Any] = {"labels": {"weight": 1.0, "classes": 3}, "teacher_width": 32}
+"""And labels, for students with a register."""
+
+
 def students_of(pretrain: Mapping[str, Any], teacher: str, **training: Any) -> dict[str, Any]:
     """The values of a recipe that trains both from a run.
 

@@ -1,7 +1,7 @@
 """``heliostat plan RECIPE``: what a job needs, costs, reads and writes, and what would stop it; starts nothing."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from heliostat.config import ResolvedRecipe, load_recipe, lock
-from heliostat.config.distill import DistillRecipe
+from heliostat.config.distill import DistillRecipe, backbone_as_teacher
 from heliostat.config.kinds import Recipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
@@ -93,11 +93,21 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[TrainingRecipe, PretrainRecipe 
     stages = {each.name: each for each in found if isinstance(each, PretrainRecipe)}
     for each in found or [recipe]:
         if isinstance(each, DistillRecipe):
-            teacher = stages.get(each.teacher.run) or _stored(recipe.root, each.teacher.run)
+            teacher = _teacher(each, stages)
             if teacher is not None:
                 yield each, teacher
         elif isinstance(each, PretrainRecipe):
             yield each, None
+
+
+def _teacher(recipe: DistillRecipe, stages: Mapping[str, PretrainRecipe]) -> PretrainRecipe | None:
+    run, weights = recipe.teacher.run, recipe.teacher.weights
+    if run is not None:
+        return stages.get(run) or _stored(recipe.root, run)
+    from heliostat.models.weights.download import RELEASED_GRID, released_model
+
+    model = None if weights is None else released_model(weights)
+    return None if model is None else backbone_as_teacher(recipe, model, RELEASED_GRID)
 
 
 def _stored(root: str, run: str) -> PretrainRecipe | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from heliostat.config.base import Name, Section
+from heliostat.config.base import Name, Section, check_run_or_weights
 from heliostat.config.distill import recipe_of_network
 from heliostat.config.model import ModelConfig
 from heliostat.config.objective import ObjectiveConfig
@@ -55,12 +55,7 @@ class InitFromConfig(Section):
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
-        if (self.run is None) == (self.weights is None):
-            found = "neither is set" if self.run is None else "both are set"
-            raise InvalidValueError(
-                f"init_from.run names a run, init_from.weights a backbone from elsewhere, and {found}",
-                "Set one of them",
-            )
+        check_run_or_weights("init_from", self.run, self.weights)
         if self.run is None and (self.step is not None or self.student is not None):
             raise InvalidValueError(
                 "init_from.step and init_from.student are of a run, and init_from.weights is set", "Leave them out"
@@ -220,6 +215,11 @@ def check_init_from(recipe: AdaptRecipe, trained: TrainingRecipe) -> None:
         InvalidValueError: they have other shapes, or no such student; says what differs.
     """
     network = recipe_of_network(trained, recipe.init_from.student)
+    if not network.objective.has_heads:
+        raise InvalidValueError(
+            f"run {trained.name} does not fit: its students have no heads, since they learnt features alone",
+            "Export the student (heliostat checkpoint export) and set init_from.weights to the file: heads learn first",
+        )
     theirs = {**_model_shapes(network.model), **_head_shapes(network)}
     _compare(f"run {trained.name}", {**_model_shapes(recipe.model), **_head_shapes(recipe)}, theirs)
 

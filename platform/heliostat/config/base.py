@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from heliostat.errors import InvalidValueError
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """A part of a whole, or a probability."""
 Range = tuple[float, float]
@@ -24,3 +26,16 @@ class Section(BaseModel):
     def origin_of_unset(self, key: str) -> str:
         """Where the value of ``key`` comes from when neither the recipe nor an override sets it."""
         return "default"
+
+
+def check_run_or_weights(section: str, run: str | None, weights: str | None) -> None:
+    """Refuse a section that names trained networks twice, or not at all.
+
+    Raises:
+        InvalidValueError: not exactly one of both is set.
+    """
+    if (run is None) == (weights is None):
+        found = "neither is set" if run is None else "both are set"
+        raise InvalidValueError(
+            f"{section}.run names a run, {section}.weights a backbone from elsewhere, and {found}", "Set one of them"
+        )

@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from heliostat.config.base import Name, Section, Share
+from heliostat.config.base import Name, Section, Share, check_run_or_weights
+from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig, RopeConfig
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
@@ -16,15 +17,28 @@ TEACHER = "teacher"
 
 
 class TeacherConfig(Section):
-    """The trained network: its backbone and the heads that it was trained with."""
+    """The trained network: its backbone and the heads that it was trained with, or a backbone from elsewhere."""
 
-    run: Name = Field(description="the pretraining run whose teacher it is")
+    run: Name | None = Field(None, description="the run of kind pretrain or adapt whose teacher it is")
     step: int | None = Field(None, ge=0, description="of the checkpoint; null is the newest when this run is created")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="instead of run, a backbone alone, as heliostat.load_backbone takes it: dinov2_vitg14, a file, a "
+        "folder; students then learn its features (objective.features), since it has no prototypes",
+    )
     cache: bool = Field(
         False,
         description="compute once what the teacher says of each image and keep it under ROOT/teacher_views, for this "
         "run and all others of the same teacher, dataset, seed and augmentation; needs augmentation.fixed",
     )
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        check_run_or_weights("teacher", self.run, self.weights)
+        if self.run is None and self.step is not None:
+            raise InvalidValueError("teacher.step is of a run, and teacher.weights is set", "Leave it out")
+        return self
 
 
 class StudentModelConfig(ModelConfig):
@@ -68,6 +82,7 @@ class DistillRecipe(TrainingRecipe):
     kind: Literal["distill"]
     teacher: TeacherConfig
     students: tuple[StudentConfig, ...] = Field(min_length=1, description="one or several, trained side by side")
+    objective: DistillObjectiveConfig = Field(default_factory=lambda: DistillObjectiveConfig.model_validate({}))
     training: DistillTrainingConfig
 
     @field_validator("students", mode="before")
@@ -93,6 +108,27 @@ class DistillRecipe(TrainingRecipe):
                 "says of one would be needed once",
                 "Set augmentation.fixed to true, or leave teacher.cache out",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_backbone_alone_has_no_prototypes(self) -> Self:
+        if self.teacher.weights is not None and self.objective.has_heads:
+            raise InvalidValueError(
+                f"teacher.weights {self.teacher.weights} is a backbone without heads, and objective.dino_weight or "
+                "ibot_weight compares with its prototypes",
+                "Set both to 0 and objective.features.weight to 1, or train heads on it first: kind adapt with "
+                "init_from.weights and training.freeze_backbone_steps as many as steps",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _distillation_tokens_are_there(self) -> Self:
+        for student in self.students:
+            if self.objective.has_label_token and not student.model.registers:
+                raise InvalidValueError(
+                    f"student {student.name} has no registers, the first of which would be its distillation token",
+                    "Set its model.registers to 1 or more, or objective.labels.teacher to none",
+                )
         return self
 
     @model_validator(mode="after")
@@ -168,13 +204,81 @@ class DistillRecipe(TrainingRecipe):
         return PretrainRecipe(**{name: getattr(self, name) for name in TrainingRecipe.model_fields} | own)
 
 
+def run_as_teacher(recipe: DistillRecipe, trained: PretrainRecipe) -> PretrainRecipe:
+    """What the frozen network of a run is made of: with its heads, where students are compared with prototypes.
+
+    Args:
+        recipe: Of the distillation.
+        trained: Of the run that trained the network.
+    """
+    objective = trained.objective
+    if not recipe.objective.has_heads:
+        objective = objective.model_copy(update={"dino_weight": 0.0, "ibot_weight": 0.0})
+    return trained.model_copy(update={"training": recipe.training, "objective": objective})
+
+
+def backbone_as_teacher(recipe: DistillRecipe, model: ModelConfig, grid: int) -> PretrainRecipe:
+    """What a frozen backbone without heads is made of.
+
+    Args:
+        recipe: Of the distillation, which compares with no prototypes.
+        model: The backbone's.
+        grid: Patches along a side for which its position embedding is stored.
+    """
+    of_student = recipe.of_student(recipe.students[0])
+    own = {
+        "name": "teacher",
+        "model": model,
+        "objective": recipe.objective.without_students,
+        "augmentation": recipe.augmentation.model_copy(update={"global_px": grid * model.patch_px}),
+    }
+    return of_student.model_copy(update=own)
+
+
 def check_teacher(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
     """Refuse a teacher that its students cannot be compared with.
 
     Raises:
-        InvalidValueError: numbers of prototypes or sizes of patches do not fit; says which.
+        InvalidValueError: numbers of prototypes, width or sizes of patches do not fit; says which.
     """
+    if recipe.objective.has_heads:
+        _check_heads(recipe, teacher)
+    check_teacher_backbone(recipe, teacher.model, f"run {teacher.name}")
+
+
+def check_teacher_backbone(recipe: DistillRecipe, backbone: ModelConfig, whose: str) -> None:
+    """Refuse a teacher's backbone whose tokens cannot be compared with those of the students.
+
+    Args:
+        recipe: Of the distillation.
+        backbone: The teacher's.
+        whose: For the message.
+
+    Raises:
+        InvalidValueError: its width or the size of its patches does not fit.
+    """
+    width = recipe.objective.teacher_width
+    if recipe.objective.compares_tokens and width != backbone.embed_dim:
+        raise InvalidValueError(
+            f"{whose} does not fit: its model.embed_dim is {backbone.embed_dim}, objective.teacher_width is {width}",
+            f"Set objective.teacher_width to {backbone.embed_dim}",
+        )
+    side, patch = recipe.augmentation.global_px, backbone.patch_px
+    if side % patch:
+        raise InvalidValueError(
+            f"augmentation.global_px {side} is not a multiple of {patch}, the patch_px of the teacher in {whose}",
+            f"Set augmentation.global_px to {nearest_multiple(side, patch)}",
+        )
+
+
+def _check_heads(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
     own, taught = recipe.objective, teacher.objective
+    if not taught.has_heads:
+        raise InvalidValueError(
+            f"run {teacher.name} does not fit: it was trained without heads, and objective.dino_weight or ibot_weight "
+            "compares with prototypes",
+            "Set both to 0 and objective.features.weight to 1",
+        )
     if own.ibot_head != taught.ibot_head:
         raise InvalidValueError(
             f"run {teacher.name} does not fit: its patches have a {taught.ibot_head} head, those of the students a "
@@ -194,13 +298,6 @@ def check_teacher(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
         raise InvalidValueError(
             f"run {teacher.name} does not fit: {counts}",
             "Set " + " and ".join(f"objective.{name} to {theirs}" for name, (theirs, _) in wanted.items()),
-        )
-    side, patch = recipe.augmentation.global_px, teacher.model.patch_px
-    if side % patch:
-        raise InvalidValueError(
-            f"augmentation.global_px {side} is not a multiple of {patch}, the patch_px of the teacher in run "
-            f"{teacher.name}",
-            f"Set augmentation.global_px to {nearest_multiple(side, patch)}",
         )
 
 

@@ -72,6 +72,21 @@ class ObjectiveConfig(Section):
         return self.gram if self.gram.weight else None
 
     @property
+    def learning_weights(self) -> dict[str, float]:
+        """Weights of the losses of which there has to be one, by key."""
+        return {"dino_weight": self.dino_weight, "ibot_weight": self.ibot_weight}
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether tokens are compared with prototypes; without that, neither student nor teacher has heads."""
+        return self.dino_weight > 0 or self.ibot_weight > 0
+
+    @property
+    def compares_patches(self) -> bool:
+        """Whether patches are compared with a teacher's."""
+        return self.has_heads
+
+    @property
     def dino_head_sizes(self) -> HeadSizes:
         """Sizes of the DINO head."""
         return HeadSizes(self.prototypes, self.head_hidden, self.head_bottleneck)
@@ -84,6 +99,14 @@ class ObjectiveConfig(Section):
             self.ibot_head_hidden or self.head_hidden,
             self.ibot_head_bottleneck or self.head_bottleneck,
         )
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if not any(self.learning_weights.values()):
+            raise InvalidValueError(
+                f"objective has {', '.join(self.learning_weights)} of 0: nothing is learnt", "Set one of them to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_shared_head_has_one_size(self) -> Self:

@@ -9,7 +9,7 @@ shards are named by their content, so starting again after a crash writes the sa
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from heliostat import __version__
 from heliostat.data.catalogue import list_rows
+from heliostat.data.labels import merge_labels
 from heliostat.data.manifest import (
     DatasetManifest,
     Provenance,
@@ -110,13 +111,6 @@ def materialize(
     return MaterializeResult(
         sha256, written.rows, listing.duplicates, written.size_bytes, reader.bytes_read, time.monotonic() - started
     )
-
-
-def merge_labels(lists: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[Rows]]:
-    """Class names of several datasets as one list, and where in it each one's labels are; the last entry is "none"."""
-    names = tuple(dict.fromkeys(name for names in lists for name in names))
-    places = {name: place for place, name in enumerate(names)}
-    return names, [np.array([*(places[name] for name in names), NO_LABEL], np.int64) for names in lists]
 
 
 def _already(root: Store, name: str, source: str) -> DatasetManifest | None:

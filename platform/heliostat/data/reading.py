@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.data.cache import ShardCache
+from heliostat.data.labels import merge_labels
 from heliostat.data.manifest import DatasetManifest, Selection, Shard, ShardRowGroup
 from heliostat.data.memory import ByteLru
 from heliostat.data.ranges import read_span, read_until, read_verified
 from heliostat.data.read_plan import S3_COSTS, Span, plan_group
 from heliostat.data.selection import GroupTable, Rows, load_parts, read_selected
-from heliostat.data.shard_index import ROW, Index, read_group_index
+from heliostat.data.shard_index import NO_LABEL, ROW, Index, read_group_index
 from heliostat.storage import Store
 from heliostat.storage.layout import dataset_store
 
@@ -58,8 +59,8 @@ class RowPlace:
     row: int
 
 
-_Found = tuple[int, str, bytes]
-"""Place in the result, id and image."""
+_Found = tuple[int, str, int, bytes]
+"""Place in the result, id, label as its part numbers them, and image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class _Group:
         """The wanted images out of all bytes of the row group."""
         first = self.described.offset
         return [
-            (place, index["id"][row].tobytes().hex(), data[start - first : end - first])
+            (place, index["id"][row].tobytes().hex(), index["label"][row], data[start - first : end - first])
             for place, row, (start, end) in zip(self.places.tolist(), self.rows, self.ranges(index), strict=True)
         ]
 
@@ -123,7 +124,9 @@ class RowReader:
         return self._stats
 
     def read(self, rows: Sequence[int]) -> pa.Table:
-        """Columns ``id`` and ``image`` of these rows of the manifest, in this order.
+        """Columns ``id``, ``image`` and ``label`` of these rows of the manifest, in this order.
+
+        A label is a number of ``class_names``, or ``NO_LABEL``.
 
         Raises:
             IndexError: the manifest has no such row.
@@ -133,15 +136,25 @@ class RowReader:
         wanted, order = self._sorted(rows)
         ids = [""] * len(wanted)
         images = [b""] * len(wanted)
-        for place, name, image in self._fetch(self._groups(wanted)):
-            ids[place], images[place] = name, image
+        labels = np.full(len(wanted), NO_LABEL, np.int64)
+        groups = self._groups(wanted)
+        for place, name, label, image in self._fetch(groups):
+            ids[place], labels[place], images[place] = name, label, image
+        for group in groups:
+            labels[group.places] = self._labels[1][group.part][labels[group.places]]
         self._count(bytes_used=sum(map(len, images)))
         return pa.table(
             {
                 "id": pa.array([ids[place] for place in order], pa.string()),
                 "image": pa.array([images[place] for place in order], pa.binary()),
+                "label": pa.array(labels[order], pa.int64()),
             }
         )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What labels are numbers of: the classes of all parts."""
+        return self._labels[0]
 
     def locate(self, rows: Sequence[int]) -> list[RowPlace]:
         """Where these rows of the manifest are, in this order, without reading them.
@@ -227,7 +240,8 @@ class RowReader:
             image = data[start - span.start : end - span.start]
             if hashlib.sha256(image).digest() != name:
                 image = self._read_again(group, name, (start, end))
-            found.append((int(group.places[position]), name.hex(), image))
+            label = index["label"][group.rows[position]]
+            found.append((int(group.places[position]), name.hex(), label, image))
         return found
 
     def _read_again(self, group: _Group, name: bytes, bounds: tuple[int, int]) -> bytes:
@@ -254,6 +268,10 @@ class RowReader:
             (dataset_store(self._root, part.name), part, GroupTable(part))
             for part in load_parts(self._root, self._manifest)
         ]
+
+    @cached_property
+    def _labels(self) -> tuple[tuple[str, ...], list[Rows]]:
+        return merge_labels([manifest.labels for _, manifest, _ in self._parts])
 
     @cached_property
     def _starts(self) -> Rows:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.data.cache import ShardCache
+from heliostat.data.labels import merge_labels
 from heliostat.data.manifest import load_manifest
 from heliostat.data.mix import RunOrder
 from heliostat.data.order import SampleOrder
@@ -31,12 +32,15 @@ class Samples:
     """Requests that had to be repeated for it."""
     views: list[bytes] = field(default_factory=list)
     """What a teacher has said of each; none where nobody has kept it."""
+    labels: list[int] = field(default_factory=list)
+    """Their classes, ``NO_LABEL`` for none; none at all where nobody asked."""
 
     def part(self, start: int, stop: int) -> "Samples":
         """Samples ``start`` to ``stop``; what was read counts for the first ones."""
         cut = slice(start, stop)
         read, retries = (0, 0) if start else (self.bytes_read, self.retries)
-        return Samples(self.positions[cut], self.ids[cut], self.images[cut], read, retries, self.views[cut])
+        views, labels = self.views[cut], self.labels[cut]
+        return Samples(self.positions[cut], self.ids[cut], self.images[cut], read, retries, views, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class SampleSource:
     """How many read the run's samples side by side; of what each reads, the others have another part."""
     views: ViewFolder | None = None
     """Where what a teacher has said of each image is kept, if that is wanted too."""
+    labelled: bool = False
+    """Whether labels are wanted too, as numbers of ``class_names`` of all datasets."""
 
     @property
     def order(self) -> RunOrder:
@@ -79,7 +85,7 @@ class SampleSource:
     def read(self, positions: Sequence[int]) -> pa.Table:
         """Rows ``id``, ``image``, ``position``, ``bytes_read``, ``retries`` at positions of the run, in that order.
 
-        And ``view``, where what a teacher has said is wanted.
+        And ``view``, where what a teacher has said is wanted, and ``label``, where labels are.
 
         What the call has cost stands in the first row's ``bytes_read`` and ``retries``.
 
@@ -93,13 +99,11 @@ class SampleSource:
         before = opened.costs()
         parts: list[pa.Table] = []
         places = []
-        for dataset, reader in enumerate(opened.readers):
+        for dataset in range(len(opened.readers)):
             here = np.flatnonzero(datasets == dataset)
             if len(here):
                 wanted = rows[here].tolist()
-                part = reader.read(wanted).select(["id", "image"])
-                if opened.views:
-                    part = part.append_column(VIEW, opened.views[dataset].read(wanted))
+                part = opened.read(dataset, wanted)
                 parts.append(part)
                 places.append(here)
         table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
@@ -127,9 +131,19 @@ class _Opened:
         self.readers = [RowReader(source.root, manifest, source.cache, alone=alone) for manifest in manifests]
         folder = source.views
         self.views = [] if folder is None else [ViewReader(folder, manifest) for manifest in manifests]
+        self._labels = merge_labels([reader.class_names for reader in self.readers])[1] if source.labelled else []
         kept_bytes = 0 if folder is None else folder.row_bytes
         means = [manifest.size_bytes / manifest.rows + kept_bytes for manifest in manifests]
         self.image_bytes = float(np.average(means, weights=shares))
+
+    def read(self, dataset: int, rows: list[int]) -> pa.Table:
+        """What is wanted of rows of a dataset, but for their positions."""
+        table = self.readers[dataset].read(rows)
+        found = table.select(["id", "image"])
+        if self._labels:
+            labels = self._labels[dataset][table["label"].to_numpy()]
+            found = found.append_column("label", pa.array(labels, pa.int64()))
+        return found.append_column(VIEW, self.views[dataset].read(rows)) if self.views else found
 
     def costs(self) -> dict[str, int]:
         """What all reading in this process has cost so far."""

@@ -182,8 +182,8 @@ def _samples(table: pa.Table, share: WorkerShare, step: int) -> Samples:
             "Nothing was trained on them; run the same command again to resume, and report this",
         )
     read, retries = (sum(table[name].to_pylist()) for name in ("bytes_read", "retries"))
-    views = table[VIEW].to_pylist() if VIEW in table.column_names else []
-    return Samples(positions, table["id"].to_pylist(), table["image"].to_pylist(), read, retries, views)
+    views, labels = (table[name].to_pylist() if name in table.column_names else [] for name in (VIEW, "label"))
+    return Samples(positions, table["id"].to_pylist(), table["image"].to_pylist(), read, retries, views, labels)
 
 
 def _failure(error: HeliostatError) -> pa.Table:

@@ -38,6 +38,8 @@ class WantedTokens:
 
     cls_BD: Tensor
     patches_MD: Tensor
+    registers_BRD: Tensor | None = None
+    """Where they were asked for."""
 
 
 class VisionTransformer(nn.Module):
@@ -115,6 +117,7 @@ class VisionTransformer(nn.Module):
         jitters: Sequence[RopeJitter | None] | None = None,
         *,
         wanted: Sequence[Tensor],
+        registers: bool = False,
     ) -> list[WantedTokens]: ...
 
     def forward(
@@ -124,6 +127,7 @@ class VisionTransformer(nn.Module):
         drops: DropPlan | None = None,
         jitters: Sequence[RopeJitter | None] | None = None,
         wanted: Sequence[Tensor] | None = None,
+        registers: bool = False,
     ) -> list[Tokens] | list[WantedTokens]:
         """Encode groups of crops in one packed pass.
 
@@ -134,14 +138,16 @@ class VisionTransformer(nn.Module):
             jitters: per group, the jitter of rotary coordinates; None has none.
             wanted: per group, the sorted flat indices (into B * N) of the patches that are used. Then the last block
                 computes no more than these and the class tokens, and the result is ``WantedTokens``.
+            registers: whether register tokens are used as well then.
         """
         if isinstance(groups, Tensor):
             raise TypeError("groups is a list of tensors, one per size of crop: model([images]) for one")
         tokens, rope = self._embed_groups(groups, masks, jitters)
         backend = choose_backend(tokens[0].device)
         rows = None
+        first = 1 + self.config.registers if registers else 1
         if wanted is not None:
-            rows = [self._rows(x.shape[0], x.shape[1], index) for x, index in zip(tokens, wanted, strict=True)]
+            rows = [self._rows(x.shape[0], x.shape[1], first, index) for x, index in zip(tokens, wanted, strict=True)]
         for index, block in enumerate(self.blocks):
             call = recomputed(block, self.recompute)
             last = index + 1 == len(self.blocks)
@@ -149,7 +155,9 @@ class VisionTransformer(nn.Module):
         if wanted is None:
             return [self._split(x_BND, group) for group, x_BND in enumerate(tokens)]
         counts = [len(crops) for crops in groups]
-        return [self._chosen(x, count, group) for group, (x, count) in enumerate(zip(tokens, counts, strict=True))]
+        return [
+            self._chosen(x, count, first, group) for group, (x, count) in enumerate(zip(tokens, counts, strict=True))
+        ]
 
     def get_intermediate_layers(
         self,
@@ -234,15 +242,21 @@ class VisionTransformer(nn.Module):
         registers = self.register_tokens.expand(count, -1, -1)
         return torch.cat([x_BND[:, :1], registers, x_BND[:, 1:]], 1)
 
-    def _rows(self, crops: int, tokens: int, wanted_M: Tensor) -> Tensor:
-        """Rows of the class tokens, then of the wanted patches, in a group's flat tokens."""
+    def _rows(self, crops: int, tokens: int, first: int, wanted_M: Tensor) -> Tensor:
+        """Rows of each crop's ``first`` tokens, one by one, then of the wanted patches, in a group's flat tokens."""
         first_patch = 1 + self.config.registers
         patches = tokens - first_patch
-        classes = torch.arange(crops, device=wanted_M.device) * tokens
-        return torch.cat([classes, wanted_M // patches * tokens + first_patch + wanted_M % patches])
+        crops_B = torch.arange(crops, device=wanted_M.device) * tokens
+        firsts = [crops_B + index for index in range(first)]
+        return torch.cat([*firsts, wanted_M // patches * tokens + first_patch + wanted_M % patches])
 
-    def _chosen(self, x_XD: Tensor, crops: int, group: int) -> WantedTokens:
-        return WantedTokens(self._cls_norm(group)(x_XD[:crops]), self.norm(x_XD[crops:]))
+    def _chosen(self, x_XD: Tensor, crops: int, first: int, group: int) -> WantedTokens:
+        cls_norm = self._cls_norm(group)
+        firsts_XD, patches_MD = x_XD[: first * crops], x_XD[first * crops :]
+        registers_BRD = None
+        if first > 1:
+            registers_BRD = cls_norm(firsts_XD[crops:]).unflatten(0, (first - 1, crops)).transpose(0, 1)
+        return WantedTokens(cls_norm(firsts_XD[:crops]), self.norm(patches_MD), registers_BRD)
 
     def _split(self, x_BND: Tensor, group: int) -> Tokens:
         cls_norm = self._cls_norm(group)

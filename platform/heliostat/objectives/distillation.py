@@ -3,6 +3,9 @@
 As in pre-training (``step.py``) with these differences (DINOv2, arXiv 2304.07193, section 5, and its authors' answers
 in issues 96 and 176 of their repository): the teacher does not follow anybody; students see whole crops, and all of
 their patches are compared; what is delivered is a moving average of each student, which takes no part in training.
+Besides prototypes, or instead of them, students may learn the teacher's own tokens (``features.py``) and labels
+(``labels.py``).
+
 The teacher's work on a slot is done once, whatever the number of students; each of them then takes its turn, with a
 gradient, an optimizer and a state of its own, as if it were alone.
 """
@@ -14,10 +17,11 @@ from heliostat.config.distill import DistillRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.learner import Gradients, Learner, SkippedStep
-from heliostat.objectives.networks import TERMS, Network, SlotBatch, SlotTargets
+from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
 from heliostat.objectives.schedules import StepValues, values_at
 from heliostat.objectives.step_state import Phase, StepResult, StepState
 from heliostat.objectives.targets import TeacherTargets
+from heliostat.objectives.teacher_view import Shown
 
 
 class DistillationStep(StepState):
@@ -48,7 +52,7 @@ class DistillationStep(StepState):
         ]
         engine = learners[0].engine
         plan = SlotPlan(recipe.training.slots, engine.world_size)
-        teacher.shown_px = recipe.patch_sizes
+        teacher.shown = shown_to(recipe)
         device = next(learners[0].average.network.parameters()).device
         frozen = engine.teacher(teacher.requires_grad_(False).eval().to(device))
         targets = TeacherTargets(recipe.objective, recipe.training, frozen, plan.rounds, engine.reducer)
@@ -107,8 +111,20 @@ class DistillationStep(StepState):
         return made, made.fault
 
 
+def shown_to(recipe: DistillRecipe) -> Shown:
+    """What the students of a run need of their teacher."""
+    objective = recipe.objective
+    return Shown(
+        recipe.patch_sizes,
+        bottlenecks=objective.has_heads,
+        cls_tokens=objective.compares_tokens,
+        patch_tokens=objective.features.weight > 0,
+    )
+
+
 def _terms(made: Mapping[str, Gradients]) -> dict[str, float]:
-    means = {term: sum(each.terms[term] for each in made.values()) / len(made) for term in TERMS}
+    names = next(iter(made.values())).terms
+    means = {term: sum(each.terms[term] for each in made.values()) / len(made) for term in names}
     return means | {f"{name}.{term}": value for name, each in made.items() for term, value in each.terms.items()}
 
 

@@ -1,24 +1,22 @@
 """What a teacher says of images as one array for each, to be kept and used again.
 
-Legend: B images, T class token and patches of a crop on the grids of all students, Z bottleneck width.
+Legend: B images, F numbers for a crop: all that is said of it, one after the other.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from heliostat.config.distill import DistillRecipe
 from heliostat.data.crop_plan import GLOBAL_CROPS
-from heliostat.objectives.networks import TeacherView
+from heliostat.objectives.teacher_view import Shown, TeacherView, Widths, parts, view_of
 
 Kept = NDArray[np.floating[Any]]
-"""(B, 2, T, Z)."""
+"""(B, 2, F)."""
 
 
 def kept_dtype(recipe: DistillRecipe) -> np.dtype[np.floating[Any]]:
@@ -26,40 +24,41 @@ def kept_dtype(recipe: DistillRecipe) -> np.dtype[np.floating[Any]]:
     return np.dtype(np.float32 if recipe.training.precision == "fp32" else np.float16)
 
 
-def kept_tokens(recipe: DistillRecipe) -> int:
-    """T."""
-    return 1 + sum((recipe.augmentation.global_px // patch_px) ** 2 for patch_px in recipe.patch_sizes)
+def kept_numbers(recipe: DistillRecipe, shown: Shown, widths: Widths) -> int:
+    """F."""
+    patches = [(recipe.augmentation.global_px // patch_px) ** 2 for patch_px in shown.patch_px]
+    return sum((count or 1) * width for count, width in parts(shown, patches, widths))
 
 
 def pack(view: TeacherView, dtype: np.dtype[np.floating[Any]]) -> Kept:
-    """What a teacher says of a slot, image by image; vectors of the narrower head end in zeros."""
-    crops = GLOBAL_CROPS * view.cls.shape[1]
-    parts = [view.cls.flatten(0, 1).unsqueeze(1), *(each.unflatten(0, (crops, -1)) for each in view.patches)]
-    width = max(part.shape[-1] for part in parts)
-    whole_CTZ = torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts], 1)
-    by_image_B2TZ = whole_CTZ.unflatten(0, (GLOBAL_CROPS, -1)).transpose(0, 1)
-    found: Kept = by_image_B2TZ.float().cpu().numpy().astype(dtype, order="C")
+    """What a teacher says of a slot, image by image."""
+    crops = next(GLOBAL_CROPS * tensor.shape[1] for tensor in view.tensors if tensor.dim() == 3)
+    whole_CF = torch.cat([tensor.reshape(crops, -1) for tensor in view.tensors], 1)
+    by_image_B2F = whole_CF.unflatten(0, (GLOBAL_CROPS, -1)).transpose(0, 1)
+    found: Kept = by_image_B2F.float().cpu().numpy().astype(dtype, order="C")
     return found
 
 
 def parse_kept(recipe: DistillRecipe, views: Sequence[bytes]) -> Kept:
     """A slot's images from their bytes."""
     flat: Kept = np.frombuffer(b"".join(views), kept_dtype(recipe))
-    return flat.reshape(len(views), GLOBAL_CROPS, kept_tokens(recipe), -1)
+    return flat.reshape(len(views), GLOBAL_CROPS, -1)
 
 
-def unpack(kept_B2TZ: Tensor, grids: Sequence[tuple[int, int]], widths: tuple[int, int]) -> TeacherView:
+def unpack(kept_B2F: Tensor, shown: Shown, patches: Sequence[int], widths: Widths) -> TeacherView:
     """The inverse of ``pack``, in fp32.
 
     Args:
-        kept_B2TZ: of a slot's images.
-        grids: rows and columns of patches of a crop, for each size of the students' patches.
-        widths: of the bottlenecks of the class token and of patches.
+        kept_B2F: of a slot's images.
+        shown: what was said.
+        patches: of a crop, for each size of the students' patches.
+        widths: of the teacher's vectors.
     """
-    crops_CTZ = kept_B2TZ.transpose(0, 1).flatten(0, 1).float()
-    cls, *maps = crops_CTZ.split([1, *(math.prod(grid) for grid in grids)], 1)
-    of_cls, of_patch = widths
-    return TeacherView(
-        cls.squeeze(1)[..., :of_cls].unflatten(0, (GLOBAL_CROPS, -1)).contiguous(),
-        tuple(each[..., :of_patch].flatten(0, 1).contiguous() for each in maps),
-    )
+    crops_CF = kept_B2F.transpose(0, 1).flatten(0, 1).float()
+    sizes = list(parts(shown, patches, widths))
+    cut = crops_CF.split([(count or 1) * width for count, width in sizes], 1)
+    tensors = [
+        part.unflatten(0, (GLOBAL_CROPS, -1)) if count is None else part.unflatten(1, (count, width)).flatten(0, 1)
+        for part, (count, width) in zip(cut, sizes, strict=True)
+    ]
+    return view_of(shown, [tensor.contiguous() for tensor in tensors])

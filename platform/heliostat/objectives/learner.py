@@ -17,7 +17,7 @@ from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.engine import MASTER, MOMENTS, Engine, clip_factor
 from heliostat.objectives.loss_scale import LossScale
-from heliostat.objectives.networks import TERMS, Network, SlotBatch, SlotTargets
+from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
 from heliostat.objectives.schedules import StepValues
 from heliostat.objectives.teacher import Teacher
 
@@ -108,13 +108,13 @@ class Learner:
     def _accumulate(
         self, slots: Sequence[SlotBatch], targets_of: Callable[[int], SlotTargets]
     ) -> tuple[dict[str, float], list[int]]:
-        turns = self._plan.turns_of(self.engine.rank)
+        turns, terms = self._plan.turns_of(self.engine.rank), self.engine.student.terms
         counted: list[Tensor] = []
         for round_index, turn in enumerate(turns):
             index = round_index if turn.counts else 0
             losses = self.engine.losses(slots[index], targets_of(index))
             if turn.counts:
-                counted.append(torch.stack([losses[term].detach().double() for term in TERMS]))
+                counted.append(torch.stack([losses[term].detach().double() for term in terms]))
             weight = self._plan.loss_weight if turn.counts else 0.0
             self.engine.backward(
                 losses["loss"] * (weight * self.loss_scale.factor), is_last_round=round_index == len(turns) - 1
@@ -123,7 +123,7 @@ class Learner:
         means = (self.engine.reducer.sum(by_slot.sum(0)) / self._plan.slots).tolist()
         broken = (~by_slot.isfinite().all(1)).nonzero().flatten().tolist()
         # A weightless turn repeats a slot that counts on the same worker, so a non-finite value in it shows here too.
-        return dict(zip(TERMS, means, strict=True)), broken
+        return dict(zip(terms, means, strict=True)), broken
 
     def update(self, values: StepValues, norms: Mapping[str, float]) -> None:
         """Move the student by the gradients of the step."""

@@ -4,6 +4,7 @@ Nothing of it depends on who learns from it: in pre-training the teacher follows
 another, frozen network with several.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.training import TrainingConfig
+from heliostat.models.heads import ProjectionHead
 from heliostat.objectives.centring import centre_offset, mean_logits, next_centre
 from heliostat.objectives.cross_entropy import CHUNK_BYTES, Layer, Targets, compute_dtype
 from heliostat.objectives.engine import autocast
 from heliostat.objectives.kept_views import unpack
-from heliostat.objectives.networks import SlotBatch, SlotTargets, TeacherView
+from heliostat.objectives.networks import SlotBatch, SlotTargets
 from heliostat.objectives.sinkhorn import Reducer, sinkhorn_offset
 from heliostat.objectives.teacher import Teacher
+from heliostat.objectives.teacher_view import TeacherView, Vectors
 
 CENTRE = "centre"
 """Kind of the centres of softmax centring in a checkpoint; every worker holds them whole."""
@@ -43,8 +46,12 @@ class TeacherTargets:
         self._rounds = rounds
         self._reducer = reducer
         network = teacher.network
-        self._patch_names = {px: "ibot" if px == network.shown_px[0] else f"ibot_{px}px" for px in network.shown_px}
-        self._heads = {"dino": network.dino_head, **dict.fromkeys(self._patch_names.values(), network.patch_head)}
+        self._patch_names = {
+            px: "ibot" if px == network.shown.patch_px[0] else f"ibot_{px}px" for px in network.shown.patch_px
+        }
+        self._heads: dict[str, ProjectionHead] = {}
+        if network.shown.bottlenecks:
+            self._heads = {"dino": network.dino_head, **dict.fromkeys(self._patch_names.values(), network.patch_head)}
         self.centres: dict[str, Tensor] = {}
         if objective.centring == "softmax":
             device = next(network.parameters()).device
@@ -62,9 +69,8 @@ class TeacherTargets:
     def _kept(self, slot: SlotBatch) -> TeacherView:
         assert slot.kept is not None  # noqa: S101
         network = self.teacher.network
-        sizes = network.objective.dino_head_sizes, network.objective.ibot_head_sizes
-        of_cls, of_patch = (each.bottleneck for each in sizes)
-        return unpack(slot.kept, [slot.grid(px) for px in network.shown_px], (of_cls, of_patch))
+        patches = [math.prod(slot.grid(px)) for px in network.shown.patch_px]
+        return unpack(slot.kept, network.shown, patches, network.widths)
 
     @torch.no_grad()
     def of(self, views: Sequence[TeacherView], temperature: float) -> list[dict[int, SlotTargets]]:
@@ -77,26 +83,38 @@ class TeacherTargets:
         Returns:
             For each slot, its targets by size of the student's patches.
         """
-        vectors = [self._vectors(view) for view in views]
+        found = self._of_prototypes([view.bottlenecks for view in views if view.bottlenecks is not None], temperature)
+        targets: list[dict[int, SlotTargets]] = []
+        for index, view in enumerate(views):
+            of_slot = {}
+            for size, (px, name) in enumerate(self._patch_names.items()):
+                of_cls, of_patches = (found[index]["dino"], found[index][name]) if found else (None, None)
+                cls_tokens = None if view.tokens is None else view.tokens.cls.flatten(0, 1)
+                patch_tokens = view.tokens.patches[size] if view.tokens is not None and view.tokens.patches else None
+                of_slot[px] = SlotTargets(of_cls, of_patches, cls_tokens=cls_tokens, patch_tokens=patch_tokens)
+            targets.append(of_slot)
+        return targets
+
+    def _of_prototypes(self, views: Sequence[Vectors], temperature: float) -> list[dict[str, Targets]]:
+        """Of each slot, its distributions by name; nothing where there are no heads."""
+        if not views:
+            return []
+        vectors = [self._named(view) for view in views]
         with autocast(self._training, views[0].cls.device), self.teacher.last_layers():
             layers = {
                 id(head): Layer.of(head.last_layer, compute_dtype(views[0].cls)) for head in set(self._heads.values())
             }
             of_head = {name: layers[id(head)] for name, head in self._heads.items()}
             offsets = {
-                name: self._offset(name, torch.cat([each[name] for each in vectors]), layer, temperature)
+                name: self._offset(name, torch.cat([each[name].flatten(0, -2) for each in vectors]), layer, temperature)
                 for name, layer in of_head.items()
             }
-
-        def targets(name: str, z_UIZ: Tensor) -> Targets:
-            return Targets(z_UIZ, of_head[name], offsets[name], temperature)
-
         return [
             {
-                px: SlotTargets(targets("dino", view.cls), targets(name, of_view[name].unsqueeze(0)))
-                for px, name in self._patch_names.items()
+                name: Targets(z if z.dim() == 3 else z.unsqueeze(0), of_head[name], offsets[name], temperature)
+                for name, z in of_view.items()
             }
-            for view, of_view in zip(views, vectors, strict=True)
+            for of_view in vectors
         ]
 
     @torch.no_grad()
@@ -104,16 +122,16 @@ class TeacherTargets:
         """After a step that counts: with the prototypes that gave its targets, before they move."""
         if not self.centres:
             return
+        vectors = [self._named(view.bottlenecks) for view in views if view.bottlenecks is not None]
         with self.teacher.last_layers():
             for name, centre_K in self.centres.items():
                 layer = Layer.of(self._heads[name].last_layer, torch.float32)
-                vectors = [self._vectors(view)[name] for view in views]
-                means = [mean_logits(z_MZ, layer) for z_MZ in vectors if len(z_MZ)]
+                means = [mean_logits(each[name].flatten(0, -2), layer) for each in vectors if each[name].numel()]
                 centre_K.copy_(next_centre(centre_K, means, self._reducer, self._objective.centre_momentum))
 
-    def _vectors(self, view: TeacherView) -> dict[str, Tensor]:
-        """What the teacher says of a slot, (M, Z) by what it is the target of."""
-        return {"dino": view.cls.flatten(0, 1), **dict(zip(self._patch_names.values(), view.patches, strict=True))}
+    def _named(self, vectors: Vectors) -> dict[str, Tensor]:
+        """By what each is the target of: classes (2, B, Z), patches (M, Z)."""
+        return {"dino": vectors.cls, **dict(zip(self._patch_names.values(), vectors.patches, strict=True))}
 
     def _offset(self, name: str, z_MZ: Tensor, layer: Layer, temperature: float) -> Tensor:
         if name in self.centres:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from heliostat.checkpoint.format import StateSlice
 from heliostat.models.weights.runs import TEACHER
-from heliostat.objectives.networks import Network, SlotBatch, TeacherView
+from heliostat.objectives.networks import Network, SlotBatch
+from heliostat.objectives.teacher_view import TeacherView
 
 
 class Teacher(Protocol):

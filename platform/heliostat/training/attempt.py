@@ -44,7 +44,7 @@ from heliostat.training.restoring import Restorer
 from heliostat.training.run_state import RunState
 from heliostat.training.saving import Saver
 from heliostat.training.snapshots import Snapshots
-from heliostat.training.students import StartingPoint, TrainedNetworks, needs_start, new_training
+from heliostat.training.students import StartingPoint, needs_start, new_training, teacher_of
 from heliostat.training.teacher_views import view_folder
 from heliostat.training.zero import ZeroEngine
 
@@ -165,7 +165,7 @@ class AttemptWorker:
         self._plan = SlotPlan(recipe.training.slots, world_size)
         self._log = CommitLog(self._store)
         self._lease: Lease = first_does(lambda: self._log.acquire_lease(f"{socket.gethostname()}:{os.getpid()}"))
-        networks = Networks.of(recipe, spec.start.recipe if isinstance(spec.start, TrainedNetworks) else None)
+        networks = Networks.of(recipe, teacher_of(recipe, spec.start))
         flops = networks.flops(self._plan.rounds).model / recipe.training.global_batch
         attempt = self._lease.attempt
         self._reporter = Reporter(recipe, self._store, attempt, self._rank, self._plan, place.device, stack, flops)

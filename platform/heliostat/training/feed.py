@@ -68,12 +68,14 @@ class SlotInput:
     jitters: Jitters | None
     kept: Kept | None = None
     """What the teacher says of it, where that was kept."""
+    labels: list[int] | None = None
+    """Classes of the images, where something learns them."""
 
     def __reduce__(self) -> tuple[Callable[..., "SlotInput"], tuple[Any, ...]]:
         # Draws travel as arrays: torch pickles each of the fifty tensors of a slot as a file of its own, and reads it
         # as one, for which a slot's crops could be made again in a third of the time.
         drops: Any = self.drops and [[[each.numpy() for each in group] for group in block] for block in self.drops]
-        names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters", "kept")
+        names = ("ids", "bytes_read", "retries", "bytes_used", "crops", "jitters", "kept", "labels")
         whole = {name: getattr(self, name) for name in names}
         return _received, (whole, None if self.masks is None else self.masks.numpy(), drops)
 
@@ -130,6 +132,7 @@ def prepare_slot(
         drops=drops,
         jitters=jitters,
         kept=parse_kept(recipe, samples.views) if isinstance(recipe, DistillRecipe) and samples.views else None,
+        labels=samples.labels or None,
     )
 
 
@@ -171,6 +174,7 @@ def slot_batch(slot: SlotInput, device: torch.device) -> SlotBatch:
         gram_crops=None if crops.gram_crops is None else normalise(_on_device(crops.gram_crops, device)),
         ids=tuple(slot.ids),
         kept=None if slot.kept is None else _writable(slot.kept).to(device),
+        labels=None if slot.labels is None else torch.tensor(slot.labels, device=device),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.cache import ShardCache
 from heliostat.data.manifest import load_manifest
@@ -36,7 +37,8 @@ def sample_source(
     cache = ShardCache(Path(streaming.cache_dir), int(streaming.cache_gib * 2**30)) if streaming.cache_dir else None
     pinned = tuple(PinnedDataset(name, manifests[name], share) for name, share in recipe.dataset.shares.items())
     patient = root.patient(streaming.patience_s)
-    return SampleSource(patient, pinned, recipe.seed, recipe.dataset.window_groups, cache, workers, views)
+    labelled = isinstance(recipe, DistillRecipe) and recipe.objective.labels.weight > 0
+    return SampleSource(patient, pinned, recipe.seed, recipe.dataset.window_groups, cache, workers, views, labelled)
 
 
 def _stream_from(source: SampleSource, share: WorkerShare, steps: int, first_step: int) -> Iterator[Samples]:

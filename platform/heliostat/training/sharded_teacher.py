@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from heliostat.checkpoint.format import StateSlice
 from heliostat.models.weights.runs import TEACHER
-from heliostat.objectives.networks import Network, SlotBatch, TeacherView
+from heliostat.objectives.networks import Network, SlotBatch
+from heliostat.objectives.teacher_view import TeacherView, view_of
 
 
 class _View(nn.Module):
@@ -23,8 +24,7 @@ class _View(nn.Module):
         self.network = network
 
     def forward(self, slot: SlotBatch) -> tuple[Tensor, ...]:
-        view = self.network.view(slot)
-        return view.cls, *view.patches  # DeepSpeed looks for tensors in tuples
+        return self.network.view(slot).tensors  # DeepSpeed looks for tensors in tuples
 
 
 class ShardedTeacher:
@@ -50,11 +50,11 @@ class ShardedTeacher:
         """The teacher's work on a worker's slots; who has fewer repeats one, since all gather parameters together."""
         repeated = [slots[0]] * (rounds - len(slots))
         views = [self._engine.module(slot) for slot in [*slots, *repeated]]
-        return [TeacherView(cls, tuple(patches)) for cls, *patches in views[: len(slots)]]
+        return [view_of(self.network.shown, tensors) for tensors in views[: len(slots)]]
 
     def last_layers(self) -> AbstractContextManager[None]:
         """Gathers them."""
-        return _gathered(nn.ModuleList([self.network.dino_head.last_layer, self.network.patch_head.last_layer]))
+        return _gathered(nn.ModuleList([head.last_layer for head in self.network.heads]))
 
     def backbone_whole(self) -> AbstractContextManager[None]:
         """Gathers it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,7 +10,15 @@ from heliostat.checkpoint.format import CheckpointManifest
 from heliostat.checkpoint.log import LogEntry, live_checkpoints
 from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.config.adapt import AdaptRecipe
-from heliostat.config.distill import DistillRecipe, prefix_of, recipe_of_network
+from heliostat.config.distill import (
+    DistillRecipe,
+    backbone_as_teacher,
+    prefix_of,
+    recipe_of_network,
+    run_as_teacher,
+)
+from heliostat.config.distill_objective import DistillObjectiveConfig
+from heliostat.config.model import ModelConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.models.positions import at_grid
@@ -54,9 +63,21 @@ class TrainedNetworks:
         if isinstance(recipe, AdaptRecipe):
             network = recipe_of_network(self.recipe, recipe.init_from.student)
             prefix = prefix_of(self.recipe, network)
+            if isinstance(network.objective, DistillObjectiveConfig):
+                network = network.model_copy(update={"objective": network.objective.without_students})
             return tuple(_adapted(_read(reader, kind, prefix, network), recipe) for kind in (MASTER, TEACHER))
+        return (_read(reader, TEACHER, "", self.as_teacher(recipe)),)
+
+    def as_teacher(self, recipe: TrainingRecipe) -> PretrainRecipe:
+        """What the teacher of a distillation is made of."""
+        assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- no other kind has a teacher that is read
         assert isinstance(self.recipe, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
-        return (_read(reader, TEACHER, "", self.recipe.model_copy(update={"training": recipe.training})),)
+        return run_as_teacher(recipe, self.recipe)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What no other networks have."""
+        return self.manifest.model_dump(mode="json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +85,34 @@ class TrainedBackbone:
     """A backbone without heads that a run starts from, as it was kept when the run was created."""
 
     key: str
-    """Of its weights (``models/weights/stored.py``)."""
+    """Of its weights (``models/weights/stored.py``), which is their hash."""
+    config: ModelConfig
+    grid: int
+    """Patches along a side for which its position embedding is stored."""
 
     def load(self, root: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
         """Student and teacher of an adaptation, alike, with drawn heads; else as ``TrainedNetworks.load``."""
         weights = load_weights(root, self.key)
-        assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- who starts from it has seen to it
+        if isinstance(recipe, DistillRecipe):
+            teacher = Network(self.as_teacher(recipe))
+            teacher.backbone.load_state_dict(weights.tensors)
+            return (teacher,)
+        assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the only other kind that trains
         student, average = _drawn(recipe)
         backbone = student.backbone
         backbone.load_state_dict(at_grid(weights.tensors, backbone.grid, backbone.config.resize))
         average.load_state_dict(student.state_dict())
         return student, average
+
+    def as_teacher(self, recipe: TrainingRecipe) -> PretrainRecipe:
+        """What the teacher of a distillation is made of."""
+        assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- no other kind has a teacher that is read
+        return backbone_as_teacher(recipe, self.config, self.grid)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What no other backbone has."""
+        return {"weights": self.key}
 
 
 StartingPoint = TrainedNetworks | TrainedBackbone
@@ -94,6 +132,11 @@ def _adapted(trained: Network, recipe: AdaptRecipe) -> Network:
     backbone = network.backbone
     network.load_state_dict(at_grid(trained.state_dict(), backbone.grid, backbone.config.resize))
     return network
+
+
+def teacher_of(recipe: TrainingRecipe, start: StartingPoint | None) -> PretrainRecipe | None:
+    """What the frozen teacher of a run is made of; None where there is none."""
+    return start.as_teacher(recipe) if isinstance(recipe, DistillRecipe) and start is not None else None
 
 
 def needs_start(recipe: TrainingRecipe, entries: Sequence[LogEntry]) -> bool:

@@ -9,13 +9,12 @@ or augmentation never reads them.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import torch
 
 from heliostat.config.distill import DistillRecipe
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.crop_plan import GLOBAL_CROPS
 from heliostat.data.manifest import load_manifest
@@ -23,15 +22,16 @@ from heliostat.data.ray_tasks import ActorPool, Task
 from heliostat.data.reading import RowReader
 from heliostat.data.samples import Samples
 from heliostat.data.teacher_views import VIEW, ViewFolder, first_rows, group_name
+from heliostat.objectives.distillation import shown_to
 from heliostat.objectives.engine import autocast
-from heliostat.objectives.kept_views import kept_dtype, kept_tokens, pack
-from heliostat.objectives.networks import Network
+from heliostat.objectives.kept_views import kept_dtype, kept_numbers, pack
+from heliostat.objectives.networks import Network, widths_of
 from heliostat.storage import Store
 from heliostat.storage.results import ResultFolder
 from heliostat.training.feed import prepare_slot, slot_batch
-from heliostat.training.students import StartingPoint, TrainedNetworks
+from heliostat.training.students import StartingPoint
 
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER = "teacher_views"
 _FINGERPRINT_CHARS = 16
 
@@ -50,22 +50,21 @@ def view_folder(recipe: TrainingRecipe, root: Store, start: StartingPoint | None
         start: The teacher.
         device: Where the run computes, cpu or cuda: colours are changed there, and not to the same levels.
     """
-    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or not isinstance(start, TrainedNetworks):
+    if not isinstance(recipe, DistillRecipe) or not recipe.teacher.cache or start is None:
         return None
-    assert isinstance(start.recipe, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
+    shown = shown_to(recipe)
     depends_on = {
         "format": _FORMAT,
-        "teacher": start.manifest.model_dump(mode="json"),
+        "teacher": start.fingerprint,
         "seed": recipe.seed,
         "augmentation": recipe.augmentation.model_dump(mode="json"),
         "precision": recipe.training.precision,
         "device": device,
-        "patch_sizes": recipe.patch_sizes,
+        "shown": asdict(shown),
     }
     fingerprint = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:_FINGERPRINT_CHARS]
-    sizes = start.recipe.objective.dino_head_sizes, start.recipe.objective.ibot_head_sizes
-    width = max(size.bottleneck for size in sizes)
-    row_bytes = GLOBAL_CROPS * kept_tokens(recipe) * width * kept_dtype(recipe).itemsize
+    numbers = kept_numbers(recipe, shown, widths_of(start.as_teacher(recipe)))
+    row_bytes = GLOBAL_CROPS * numbers * kept_dtype(recipe).itemsize
     return ViewFolder(root.sub(f"{_FOLDER}/{fingerprint}/"), row_bytes)
 
 
@@ -76,14 +75,14 @@ class _ViewGroups:
     recipe: DistillRecipe
     root: Store
     manifests: Mapping[str, str]
-    start: TrainedNetworks
+    start: StartingPoint
     folder: ViewFolder
     device: str
 
     def __call__(self) -> Task:
         device = torch.device(self.device)
         (network,) = self.start.load(self.root, self.recipe)
-        network.shown_px = self.recipe.patch_sizes
+        network.shown = shown_to(self.recipe)
         network.to(device).requires_grad_(False).eval()
         manifests = {name: load_manifest(self.root, name, sha256) for name, sha256 in self.manifests.items()}
         readers = {name: RowReader(self.root, manifest) for name, manifest in manifests.items()}
@@ -120,7 +119,7 @@ def keep_views(
     recipe: DistillRecipe,
     root: Store,
     manifests: Mapping[str, str],
-    start: TrainedNetworks,
+    start: StartingPoint,
     *,
     run: Run,
     device: str,

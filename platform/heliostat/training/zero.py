@@ -154,9 +154,7 @@ def _announce_parameters(student: Network) -> None:
     import deepspeed
 
     # It finds no tensors in what the backbone returns, and so would not gather these again for the backward pass.
-    users: list[tuple[nn.Module, nn.Module]] = [
-        (student, head.last_layer) for head in {student.dino_head, student.patch_head}
-    ]
+    users: list[tuple[nn.Module, nn.Module]] = [(student, head.last_layer) for head in student.heads]
     for block in student.backbone.blocks:
         assert isinstance(block, Block)  # noqa: S101
         users += [(block.ls1, block.attn.proj), (block.ls2, block.mlp.last)]

@@ -6,7 +6,7 @@ import pytest
 from support.small_datasets import FaultyStore, store_dataset, store_selection
 
 from heliostat.data.manifest import DatasetManifest, load_manifest, load_provenance, read_head
-from heliostat.data.materialize import materialize, merge_labels
+from heliostat.data.materialize import materialize
 from heliostat.data.reading import RowReader
 from heliostat.data.shards import read_row_group
 from heliostat.data.verify import verify_dataset
@@ -122,9 +122,3 @@ def test_materialize__of_sorted_parts_reads_each_row_group_once(root: Store) -> 
     groups = [group for part in parts for shard in part.shards for group in shard.row_groups]
     assert result.bytes_read <= sum(group.size_bytes for group in groups)
     assert result.images == best.rows
-
-
-def test_merge_labels__keeps_indices_of_the_first_and_adds_what_is_new() -> None:
-    names, places = merge_labels([("b", "a"), (), ("c", "a")])
-    assert names == ("b", "a", "c")
-    assert [place.tolist() for place in places] == [[0, 1, -1], [-1], [2, 1, -1]]

@@ -52,7 +52,7 @@ def test_read__gives_any_rows_in_any_order(
 ) -> None:
     root, photos, _ = small
     table = RowReader(root, photos).read(rows)
-    assert table.column_names == ["id", "image"]
+    assert table.column_names == ["id", "image", "label"]
     assert table["image"].to_pylist() == [SMALL[row] for row in rows]
     assert table["id"].to_pylist() == [hashlib.sha256(SMALL[row]).hexdigest() for row in rows]
 

@@ -14,13 +14,13 @@ from heliostat.config.pretrain import PretrainRecipe
 from heliostat.models.heads import LinearPrototypes
 from heliostat.objectives.cross_entropy import Layer, Targets
 from heliostat.objectives.networks import (
-    TERMS,
     Network,
     SlotBatch,
     SlotTargets,
     mask_weights,
 )
 from heliostat.objectives.teacher import update_teacher
+from heliostat.objectives.teacher_view import Vectors
 
 RECIPE = tiny_recipe()
 IMAGES, LOCAL = 3, RECIPE.augmentation.local_count
@@ -76,6 +76,12 @@ def distributions(targets: Targets) -> Tensor:
     return torch.softmax(logits / targets.temperature + targets.offset_K, -1)
 
 
+def bottlenecks(net: Network, batch: SlotBatch) -> Vectors:
+    found = net.view(batch).bottlenecks
+    assert found is not None
+    return found
+
+
 def test_network__losses_equal_loops_over_crops() -> None:
     net, batch = network(), slot()
     given_targets = random_targets(batch)
@@ -86,6 +92,8 @@ def test_network__losses_equal_loops_over_crops() -> None:
     def entropy(p: Tensor, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits[None] / RECIPE.objective.student_temperature, p[None])
 
+    assert given_targets.cls is not None
+    assert given_targets.patches is not None
     cls_p, masked_p = distributions(given_targets.cls), distributions(given_targets.patches)
     of_global: list[Tensor] = []
     of_local: list[Tensor] = []
@@ -98,7 +106,7 @@ def test_network__losses_equal_loops_over_crops() -> None:
     count = len(of_global) + len(of_local)
     torch.testing.assert_close(found["dino_global"], torch.stack(of_global).sum() / count)
     torch.testing.assert_close(found["dino_local"], torch.stack(of_local).sum() / count)
-    assert tuple(found) == TERMS
+    assert tuple(found) == net.terms
     assert found["gram"].item() == 0
 
     rows = iter(masked_p)
@@ -149,9 +157,9 @@ def test_network__a_shared_head_serves_both_losses() -> None:
         head.load_state_dict(shared.dino_head.state_dict())
     targets = random_targets(batch)
     mine, expected = shared(batch, targets), separate(batch, targets)
-    for term in TERMS:
+    for term in shared.terms:
         torch.testing.assert_close(mine[term], expected[term])
-    torch.testing.assert_close(shared.view(batch).patches[0], separate.view(batch).patches[0])
+    torch.testing.assert_close(bottlenecks(shared, batch).patches[0], bottlenecks(separate, batch).patches[0])
 
 
 def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
@@ -159,7 +167,7 @@ def test_network__a_gram_anchor_adds_its_loss_and_changes_no_other() -> None:
     net = network(recipe=tiny_recipe({"gram": {"weight": 2.5}}))
     anchor = torch.randn(2 * IMAGES, PATCHES, 32, generator=torch.Generator().manual_seed(3))
     without, found = net(batch, random_targets(batch)), net(batch, random_targets(batch, anchor))
-    for term in set(TERMS) - {"loss", "gram"}:
+    for term in set(net.terms) - {"loss", "gram"}:
         torch.testing.assert_close(found[term], without[term])
     (whole,) = net.backbone([batch.global_crops], [masks_of(batch)], [([a[0]], [b[0]]) for a, b in batch.drops or []])
     mine, theirs = (F.normalize(x, dim=-1) for x in (whole.patches_BND, anchor))
@@ -179,7 +187,7 @@ def test_network__a_slot_without_any_mask_has_no_patch_loss() -> None:
 
 def test_view__is_of_unmasked_crops_without_drops() -> None:
     net, batch = network(), slot()
-    view = net.view(batch)
+    view = bottlenecks(net, batch)
     (tokens,) = net.backbone([batch.global_crops])
     expected_cls = F.normalize(net.dino_head.mlp(tokens.cls_BD), dim=-1).detach()
     torch.testing.assert_close(view.cls.flatten(0, 1), expected_cls)

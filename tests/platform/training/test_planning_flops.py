@@ -13,7 +13,7 @@ from support.worlds import CPU_DEVICE, new_networks, step_input, tiny_recipe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from heliostat.config.distill import DistillRecipe
+from heliostat.config.distill import DistillRecipe, run_as_teacher
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives import cross_entropy
@@ -78,12 +78,39 @@ def counted(work: Callable[[], object]) -> int:
     return total
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "prototypes": {},
+    "features too": {"features": {"weight": 1.0}, "teacher_width": 64},
+    "features alone": {
+        "dino_weight": 0.0,
+        "ibot_weight": 0.0,
+        "features": {"weight": 1.0, "class_weight": 0.0},
+        "teacher_width": 64,
+    },
+    "labels too": {"labels": {"weight": 1.0, "classes": 40}, "teacher_width": 64},
+    "labels alone": {
+        "dino_weight": 0.0,
+        "ibot_weight": 0.0,
+        "koleo_weight": 0.0,
+        "labels": {"weight": 1.0, "classes": 40, "teacher": "none"},
+    },
+}
+
+
+def distillation(objective: str, **training: Any) -> DistillRecipe:
+    tree = students_of(tiny_recipe(**training).model_dump(), "big")
+    tree["objective"] = {**tree["objective"], **OBJECTIVES[objective]}
+    tree["students"] = [{**each, "model": {**each["model"], "registers": 2}} for each in tree["students"]]
+    return DistillRecipe.model_validate(tree)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointing: str) -> None:
-    tree = tiny_recipe(activation_checkpointing=checkpointing).model_dump()
-    recipe = DistillRecipe.model_validate(students_of(tree, "big"))
+def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointing: str, objective: str) -> None:
+    recipe = distillation(objective, activation_checkpointing=checkpointing)
     teacher = changed(model={"embed_dim": 64, "registers": 2}, objective={"head_hidden": 40})
-    network, _ = new_networks(teacher)
+    network = Network(run_as_teacher(recipe, teacher))
+    network.init_weights(0)
     training = new_training(recipe, new_plain_engine, (network,), CPU_DEVICE, lambda _: nullcontext())
     slots = [slot_batch(slot, CPU_DEVICE) for slot in step_input(recipe, training.plan, 0, 0).slots]
     planned = Networks.of(recipe, teacher)
@@ -122,6 +149,15 @@ def test_step_flops__logits_are_made_again_only_where_they_do_not_fit() -> None:
 
 def test_step_flops__the_chunk_is_that_of_the_loss() -> None:
     assert LOGIT_CHUNK_BYTES == cross_entropy.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_parameter_shapes__of_a_student_are_those_of_its_network(objective: str) -> None:
+    recipe = distillation(objective)
+    for each in recipe.students:
+        of_student = recipe.of_student(each)
+        real = {name: tuple(parameter.shape) for name, parameter in Network(of_student).named_parameters()}
+        assert list(parameter_shapes(of_student).items()) == list(real.items())
 
 
 @pytest.mark.parametrize("name", MODELS)

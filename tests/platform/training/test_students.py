@@ -1,19 +1,19 @@
 """Distillation on DeepSpeed: any number of workers and any stage gives what one plain process gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.distilling import students_of
+from support.distilling import FEATURES, FEATURES_ALONE, LABELS, students_of
 from support.worlds import CPU_DEVICE, run_world, step_input, tiny_recipe, whole_state
 from torch import Tensor
 
 from heliostat.checkpoint.log import CommitLog
 from heliostat.checkpoint.verify import newest_good
-from heliostat.config.distill import DistillRecipe
+from heliostat.config.distill import DistillRecipe, run_as_teacher
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives.engine import Engine, PlainEngine
@@ -30,14 +30,18 @@ State = dict[str, Tensor]
 STEPS = 8
 
 
-def distill_recipe(**training: Any) -> DistillRecipe:
-    return DistillRecipe.model_validate(students_of(tiny_recipe(**training).model_dump(), "big"))
+def distill_recipe(objective: Mapping[str, Any] | None = None, **training: Any) -> DistillRecipe:
+    tree = students_of(tiny_recipe(**training).model_dump(), "big")
+    tree["objective"] = {**tree["objective"], **(objective or {})}
+    registers = int("labels" in tree["objective"])
+    tree["students"] = [{**each, "model": {**each["model"], "registers": registers}} for each in tree["students"]]
+    return DistillRecipe.model_validate(tree)
 
 
 def teacher_of(recipe: DistillRecipe) -> Network:
     """With weights of its own, and a position embedding of another grid than its crops here."""
     tree = {**tiny_recipe().model_dump(), "augmentation": {"global_px": 24, "local_px": 8}}
-    teacher = Network(PretrainRecipe.model_validate(tree))
+    teacher = Network(run_as_teacher(recipe, PretrainRecipe.model_validate(tree)))
     teacher.init_weights(recipe.seed + 1)
     return teacher
 
@@ -96,6 +100,24 @@ def test_distillation__at_any_worker_count_and_stage_is_the_plain_one(
         assert losses == pytest.approx(plain[1], rel=1e-5)
         assert_equal(state, plain[0])
     assert abs(plain[1][-1] - plain[1][0]) > 0.01 * plain[1][0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "world_size", "stage"),
+    [({**FEATURES, **LABELS}, 3, 2), ({**FEATURES, **LABELS}, 2, 3), (FEATURES_ALONE, 3, 3)],
+    ids=["all on 3", "all cut in 2", "features cut in 3"],
+)
+def test_distillation__of_features_and_labels_is_the_plain_one_too(
+    objective: Mapping[str, Any], world_size: int, stage: int, tmp_path: Path
+) -> None:
+    expected, losses = distilled(
+        distill_recipe(objective), lambda student, of: PlainEngine(student, of.training), str(tmp_path / "plain"), STEPS
+    )
+    assert abs(losses[-1] - losses[0]) > 0.01 * losses[0]
+    recipe = distill_recipe(objective, zero_stage=stage)
+    for state, found in run_world(world_size, attempt, recipe, str(tmp_path / "world"), STEPS):
+        assert found == pytest.approx(losses, rel=1e-5)
+        assert_equal(state, expected)
 
 
 def test_distillation__goes_on_at_another_worker_count(plain: tuple[State, list[float]], tmp_path: Path) -> None:

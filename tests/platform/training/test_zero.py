@@ -83,6 +83,9 @@ def train_under_zero(rank: int, world_size: int, recipe: PretrainRecipe, plant: 
     return trace
 
 
+_FEW = 16
+
+
 class _SeeOnlyThisWorker(OneWorker):
     """Sinkhorn-Knopp or centring per worker; sums of loss terms and norms, which are few numbers, stay global."""
 
@@ -90,7 +93,7 @@ class _SeeOnlyThisWorker(OneWorker):
         self._whole = whole
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return self._whole.sum(values) if values.numel() <= len(networks.TERMS) else values
+        return self._whole.sum(values) if values.numel() <= _FEW else values
 
     @classmethod
     def plant(cls, engine: ZeroEngine) -> None:

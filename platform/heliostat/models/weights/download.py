@@ -13,6 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from heliostat.config.model import ModelConfig
 from heliostat.errors import InvalidUrlError, StoreFailedError, StoreUnreachableError
 
 BASE_VARIABLE = "HELIOSTAT_WEIGHTS_URL"
@@ -23,6 +24,19 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _SILENCE_S = 30.0
 _SLOWEST_BYTES_PER_S = 50_000
 _CHUNK_BYTES = 1 << 20
+
+
+RELEASED_GRID = 37
+"""Patches along a side for which released models have positions: 518 / 14."""
+_ARCHS = {"s": "vit_s", "b": "vit_b", "l": "vit_l", "g": "vit_g"}
+
+
+def released_model(name: str) -> ModelConfig | None:
+    """The architecture of a released model, from its name alone; None if there is none of this name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return ModelConfig.model_validate({"arch": _ARCHS[match[1][-3]], "registers": 4 if match[2] else 0})
 
 
 def is_official_name(name: str) -> bool:

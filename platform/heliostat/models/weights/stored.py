@@ -41,10 +41,26 @@ def load_weights(root: Store, key: str) -> Weights:
         raise _corrupt(root, key, "is gone") from error
     if hashlib.sha256(data).hexdigest() != key.removeprefix(_FOLDER).removesuffix(_END):
         raise _corrupt(root, key, "does not have the hash in its name")
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    described = json.loads(header[_METADATA_KEY])
-    config = ModelConfig.model_validate(described["config"])
-    return Weights(config, described["grid"], load(data), f"{root.url}/{key}")
+    config, grid = _described(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return Weights(config, grid, load(data), f"{root.url}/{key}")
+
+
+def describe_weights(root: Store, key: str) -> tuple[ModelConfig, int]:
+    """Architecture and grid of what ``store_weights`` has kept, without reading it; its hash is not looked at.
+
+    Raises:
+        CorruptResultError: it is gone.
+    """
+    try:
+        size = int.from_bytes(root.get(key, 0, 8), "little")
+        return _described(root.get(key, 8, 8 + size))
+    except ObjectNotFoundError as error:
+        raise _corrupt(root, key, "is gone") from error
+
+
+def _described(header: bytes) -> tuple[ModelConfig, int]:
+    described = json.loads(json.loads(header)["__metadata__"][_METADATA_KEY])
+    return ModelConfig.model_validate(described["config"]), described["grid"]
 
 
 def _corrupt(root: Store, key: str, what: str) -> CorruptResultError:

@@ -121,6 +121,8 @@ def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
 def _target_vectors(recipe: PretrainRecipe, patch_sizes: int) -> float:
     """What finding the targets reduces: float64 sums, and one float32 maximum with Sinkhorn-Knopp."""
     objective = recipe.objective
+    if not objective.has_heads:
+        return 0.0
     prototypes = objective.dino_head_sizes.prototypes + patch_sizes * objective.ibot_head_sizes.prototypes
     if objective.centring == "softmax":
         return _FP64 * prototypes

@@ -13,9 +13,11 @@ Sinkhorn-Knopp and once more in the loss. A flash kernel's own repetition of the
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig
 from heliostat.config.objective import HeadSizes
 from heliostat.config.pretrain import PretrainRecipe
+from heliostat.training.planning.shapes import student_layers
 
 LOGIT_CHUNK_BYTES = 32 * 2**20
 """What ``objectives/cross_entropy.py`` computes at once; a test holds them equal."""
@@ -86,8 +88,19 @@ def student_groups(recipe: PretrainRecipe, masked: float | None = None) -> tuple
         tokens = 1 + model.registers + patches
         groups.append(CropGroup(crops, patches, tokens, max(1, int(crops * shares)), 0.0))
     whole, local = groups
+    if not recipe.objective.has_heads:  # then nothing learns from local crops
+        local = replace(local, crops=0, kept=0)
     needed = whole.crops * whole.patches if recipe.objective.anchoring is not None else masked
-    return replace(whole, wanted_patches=needed), local
+    # Where the first register learns labels, all of them are computed to the end, as if they were patches.
+    used = (
+        model.registers
+        if isinstance(recipe.objective, DistillObjectiveConfig) and recipe.objective.labels.weight
+        else 0
+    )
+    return (
+        replace(whole, wanted_patches=needed + whole.crops * used),
+        replace(local, wanted_patches=float(local.crops * used)),
+    )
 
 
 def expected_masked(recipe: PretrainRecipe) -> float:
@@ -119,7 +132,10 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
     recomputed = blocks if recipe.training.activation_checkpointing == "full" else 0.0
     return StepFlops(
         student_backbone=slots * (2 * embed + 3 * blocks),  # images need no gradient
-        student_heads=slots * (3 * heads.bottlenecks(student_rows) + 3 * heads.logits(student_rows) + heads.losses()),
+        student_heads=slots
+        * (
+            3 * (heads.bottlenecks(student_rows) + heads.logits(student_rows) + heads.student_layers()) + heads.losses()
+        ),
         teacher_backbone=slots * (_embed(model, [whole]) + _blocks(model, [seen_by_teacher])),
         teacher_heads=slots * (heads.bottlenecks(GLOBAL_CROPS * images) + teacher_logits),
         gram=slots * (gram + anchor),
@@ -150,7 +166,7 @@ def _blocks(model: ModelConfig, groups: Sequence[CropGroup], *, all_wanted: bool
 
 def _used(group: CropGroup) -> float:
     """Tokens of kept crops that are used after the last block."""
-    return group.kept + group.wanted_patches * group.kept / group.crops
+    return group.kept + group.wanted_patches * group.kept / max(1, group.crops)
 
 
 def _mixing(model: ModelConfig, groups: Sequence[CropGroup]) -> float:
@@ -198,11 +214,30 @@ class _Heads:
         """From tokens to bottleneck vectors, forward."""
         dim = self.recipe.model.embed_dim
         rows = ((self.dino, class_tokens), (self.ibot, self.masked))
+        if not self.recipe.objective.has_heads:
+            return 0.0
         return sum(2.0 * n * (dim * each.hidden + each.hidden**2 + each.hidden * each.bottleneck) for each, n in rows)
 
     def logits(self, class_tokens: int) -> float:
         """From bottleneck vectors to logits, once."""
-        return self._dino_logits(class_tokens) + self._ibot_logits()
+        return self._dino_logits(class_tokens) + self._ibot_logits() if self.recipe.objective.has_heads else 0.0
+
+    def student_layers(self) -> float:
+        """Projections of tokens and classifiers of a distillation, forward; all of global crops."""
+        objective = self.recipe.objective
+        if not isinstance(objective, DistillObjectiveConfig):
+            return 0.0
+        crops = GLOBAL_CROPS * self.recipe.training.slot_batch
+        layers = student_layers(self.recipe.model.embed_dim, objective)
+        return sum(
+            2.0
+            * inputs
+            * outputs
+            * (self.masked if name == "feature_head.patches" else crops)
+            # The teacher's tokens need no gradient: two products instead of three.
+            * (2 / 3 if name == "label_head.teacher" else 1)
+            for name, inputs, outputs in layers
+        )
 
     def losses(self) -> float:
         """The sum over a student view's targets, the products of distributions, KoLeo's cosines."""
@@ -211,11 +246,12 @@ class _Heads:
         dino = 2.0 * images * views * (GLOBAL_CROPS + 1) * self.dino.prototypes
         ibot = 2.0 * self.masked * self.ibot.prototypes
         among = recipe.objective.koleo_group or images
-        return dino + ibot + 2.0 * GLOBAL_CROPS * images * among * recipe.model.embed_dim
+        koleo = 2.0 * GLOBAL_CROPS * images * among * recipe.model.embed_dim
+        return dino + ibot + koleo if recipe.objective.has_heads else koleo
 
     def target_passes(self, slots_per_worker: int) -> float:
         """The teacher's logits beyond the one time that they are needed."""
-        if self.recipe.objective.centring != "sinkhorn_knopp":
+        if self.recipe.objective.centring != "sinkhorn_knopp" or not self.recipe.objective.has_heads:
             return 0.0
         crops = GLOBAL_CROPS * self.recipe.training.slot_batch
         return self._passes(crops * slots_per_worker, self.dino) * self._dino_logits(crops) + (

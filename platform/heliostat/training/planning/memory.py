@@ -81,13 +81,14 @@ def _buckets(stage: int) -> float:
     return {0: 0, 1: 2, 2: 2, 3: 1}[stage] * BUCKET_ELEMENTS * _FP32
 
 
-def _product_bytes(recipe: PretrainRecipe) -> int:
+def product_bytes(recipe: PretrainRecipe) -> int:
+    """Of a number that a product takes or gives."""
     return 4 if recipe.training.precision == "fp32" else 2
 
 
 def _copies(recipe: PretrainRecipe) -> float:
     """Autocast keeps the weights of linear layers in half precision from the forward to the backward pass."""
-    size = _product_bytes(recipe)
+    size = product_bytes(recipe)
     if size == _FP32:
         return 0
     return size * sum(elements for name, elements in parameter_sizes(recipe).items() if name.endswith(".weight"))
@@ -95,7 +96,9 @@ def _copies(recipe: PretrainRecipe) -> float:
 
 def _loss_buffers(recipe: PretrainRecipe) -> float:
     """Per head: the prototypes' gradient in fp32, student's and teacher's rows as products take them, chunks."""
-    objective, size = recipe.objective, _product_bytes(recipe)
+    objective, size = recipe.objective, product_bytes(recipe)
+    if not objective.has_heads:
+        return 0.0
     heads = [objective.dino_head_sizes]
     if objective.ibot_head != "shared":
         heads.append(objective.ibot_head_sizes)
@@ -106,11 +109,11 @@ def _loss_buffers(recipe: PretrainRecipe) -> float:
 
 def activations_bytes(recipe: PretrainRecipe) -> float:
     """What autograd keeps of the student's forward pass on one slot."""
-    model, size, mode = recipe.model, _product_bytes(recipe), recipe.training.activation_checkpointing
+    model, size, mode = recipe.model, product_bytes(recipe), recipe.training.activation_checkpointing
     groups = student_groups(recipe)
     kept = sum(group.kept * group.tokens for group in groups)
     stream = _FP32 * model.embed_dim * sum(group.crops * group.tokens for group in groups)
-    used = sum(group.kept + group.wanted_patches * group.kept / group.crops for group in groups)
+    used = sum(group.kept + group.wanted_patches * group.kept / max(1, group.crops) for group in groups)
     inside, last = _block(model, size, kept, kept), _block(model, size, kept, used)
     if mode == "full":
         blocks = model.depth * stream + inside  # the inputs of each, and one that is being recomputed
@@ -148,4 +151,4 @@ def _outside(recipe: PretrainRecipe, groups: tuple[CropGroup, ...], size: int) -
     rows = ((objective.dino_head_sizes, sum(group.crops for group in groups)),)
     rows += ((objective.ibot_head_sizes, expected_masked(recipe)),)  # type: ignore[assignment]
     heads = sum(n * size * (model.embed_dim + 4 * head.hidden + 2 * head.bottleneck) for head, n in rows)
-    return _FP32 * pixels * model.channels + heads
+    return _FP32 * pixels * model.channels + (heads if objective.has_heads else 0)

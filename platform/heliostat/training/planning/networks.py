@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 
 from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.distill import TEACHER, DistillRecipe
-from heliostat.config.objective import ObjectiveConfig
+from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.training.planning.communication import Payload, step_payload, student_payload, targets_payload
 from heliostat.training.planning.flops import GLOBAL_CROPS, StepFlops, step_flops, target_flops
-from heliostat.training.planning.memory import Memory, frozen_bytes, worker_memory
+from heliostat.training.planning.memory import Memory, frozen_bytes, product_bytes, worker_memory
 from heliostat.training.planning.shapes import parameter_sizes
 
 _OF_HEADS = (
@@ -31,21 +31,20 @@ class Networks:
     """What the teacher says is kept from before."""
 
     @staticmethod
-    def of(recipe: TrainingRecipe, start: TrainingRecipe | None = None) -> "Networks":
+    def of(recipe: TrainingRecipe, teacher: PretrainRecipe | None = None) -> "Networks":
         """Of a recipe.
 
         Args:
             recipe: Of the run.
-            start: Of the run that it starts from.
+            teacher: What the frozen teacher of a distillation is made of.
         """
         if isinstance(recipe, PretrainRecipe):
             return Networks({recipe.name: recipe})
         assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- the only other kind that trains
         students = {student.name: recipe.of_student(student) for student in recipe.students}
-        if start is None:
+        if teacher is None:
             return Networks(students)
-        assert isinstance(start, PretrainRecipe)  # noqa: S101 -- who learns from it has seen to it
-        return Networks(students, _teaching(start, next(iter(students.values()))), recipe.teacher.cache)
+        return Networks(students, _teaching(recipe, teacher, next(iter(students.values()))), recipe.teacher.cache)
 
     def at_stage(self, stage: int) -> "Networks":
         """The same with another stage of ZeRO."""
@@ -90,7 +89,20 @@ class Networks:
             together["buffers_bytes"] = max(memory.buffers_bytes for memory in each)
         if self.frozen is not None:
             together["teacher_bytes"] += frozen_bytes(self.frozen, workers)
+            together["buffers_bytes"] += self._views_bytes(self.frozen, workers)
         return Memory(**together)
+
+    def _views_bytes(self, frozen: PretrainRecipe, workers: int) -> float:
+        """What the teacher says of all of a worker's slots of a step, kept until students come to them."""
+        objective, taught = frozen.objective, next(iter(self.students.values())).objective
+        patches = sum((frozen.augmentation.global_px // patch_px) ** 2 for patch_px in self._patch_sizes)
+        numbers = 0
+        if objective.has_heads:
+            numbers += objective.dino_head_sizes.bottleneck + patches * objective.ibot_head_sizes.bottleneck
+        if isinstance(taught, DistillObjectiveConfig) and taught.compares_tokens:
+            numbers += frozen.model.embed_dim * (1 + patches * (taught.features.weight > 0))
+        rounds = -(-frozen.training.slots // workers)
+        return float(rounds * GLOBAL_CROPS * frozen.training.slot_batch * numbers * product_bytes(frozen))
 
     def payload(self, rounds: int, workers: int) -> Payload:
         """What the collectives of a step work on."""
@@ -102,22 +114,30 @@ class Networks:
         return Payload(*(sum(getattr(part, each.name) for part in parts) for each in fields(Payload)))
 
     @property
+    def _compares_patches(self) -> bool:
+        return any(each.objective.compares_patches for each in self.students.values())
+
+    @property
     def _patch_sizes(self) -> set[int]:
         return {each.model.patch_px for each in self.students.values()}
 
     def _of_frozen(self, rounds: int) -> StepFlops:
         assert self.frozen is not None  # noqa: S101
         # Its heads see a map of tokens for each size of the students' patches.
-        seen = sum(_all_patches(self.frozen, patch_px) for patch_px in self._patch_sizes)
+        seen, own_seen = 0.0, 0.0
+        if self._compares_patches:
+            seen = sum(_all_patches(self.frozen, patch_px) for patch_px in self._patch_sizes)
+            own_seen = _all_patches(self.frozen, self.frozen.model.patch_px)
         if self.is_kept:
             return target_flops(self.frozen, rounds, seen)
-        own = step_flops(self.frozen, rounds, _all_patches(self.frozen, self.frozen.model.patch_px))
+        own = step_flops(self.frozen, rounds, own_seen)
         heads = step_flops(self.frozen, rounds, seen)
         return StepFlops(0.0, 0.0, own.teacher_backbone, heads.teacher_heads, 0.0, heads.repeated_targets, 0.0)
 
     def _of_student(self, name: str, rounds: int) -> StepFlops:
         recipe = self.students[name]
-        made = step_flops(recipe, rounds, _all_patches(recipe, recipe.model.patch_px))
+        seen = _all_patches(recipe, recipe.model.patch_px) if self._compares_patches else 0.0
+        made = step_flops(recipe, rounds, seen)
         return StepFlops(made.student_backbone, made.student_heads, 0.0, 0.0, 0.0, 0.0, made.repeated_blocks)
 
 
@@ -125,9 +145,9 @@ def _staged(recipe: PretrainRecipe, stage: int) -> PretrainRecipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"zero_stage": stage})})
 
 
-def _teaching(teacher: PretrainRecipe, student: PretrainRecipe) -> PretrainRecipe:
+def _teaching(recipe: DistillRecipe, teacher: PretrainRecipe, student: PretrainRecipe) -> PretrainRecipe:
     heads = {name: getattr(teacher.objective, name) for name in _OF_HEADS}
-    objective: ObjectiveConfig = student.objective.model_copy(update=heads)
+    objective = recipe.objective.without_students.model_copy(update=heads)
     taken = {"objective": objective, "augmentation": student.augmentation, "training": student.training}
     return teacher.model_copy(update=taken)
 

@@ -159,7 +159,8 @@ def _networks(recipe: TrainingRecipe, teacher: PretrainRecipe | None) -> Network
     networks = Networks.of(recipe, teacher)
     if isinstance(recipe, DistillRecipe) and networks.frozen is None:
         raise InvalidValueError(
-            f"the recipe of teacher.run {recipe.teacher.run} is not known, and so neither is what it costs",
+            f"the recipe of the teacher ({recipe.teacher.run or recipe.teacher.weights}) is not known, and so neither "
+            "is what it costs",
             "Give its recipe as teacher; heliostat plan finds it under the recipe's root",
         )
     return networks

@@ -8,6 +8,7 @@ Legend: D width, F hidden width, K prototypes, Z bottleneck width.
 import math
 from collections.abc import Iterator
 
+from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig
 from heliostat.config.objective import HeadSizes
 from heliostat.config.pretrain import PretrainRecipe
@@ -18,13 +19,30 @@ Shapes = dict[str, tuple[int, ...]]
 def parameter_shapes(recipe: PretrainRecipe) -> Shapes:
     """Shapes of student (and teacher), by name, in the order in which the forward pass is built."""
     objective, dim = recipe.objective, recipe.model.embed_dim
-    heads = {"dino_head": objective.dino_head_sizes}
-    if objective.ibot_head != "shared":
+    heads = {"dino_head": objective.dino_head_sizes} if objective.has_heads else {}
+    if objective.has_heads and objective.ibot_head != "shared":
         heads["ibot_head"] = objective.ibot_head_sizes
     shapes = {f"backbone.{name}": shape for name, shape in _backbone(recipe.model, recipe.augmentation.global_px)}
     for head, sizes in heads.items():
         shapes |= {f"{head}.{name}": shape for name, shape in _head(dim, sizes, objective.prototype_layer)}
+    if isinstance(objective, DistillObjectiveConfig):
+        for name, inputs, outputs in student_layers(dim, objective):
+            shapes |= _linear(name, inputs, outputs)
     return shapes
+
+
+def student_layers(dim: int, objective: DistillObjectiveConfig) -> Iterator[tuple[str, int, int]]:
+    """Linear layers that only students have: name, inputs and outputs."""
+    width, classes = objective.teacher_width or 0, objective.labels.classes or 0
+    if objective.features.weight:
+        yield "feature_head.patches", dim, width
+    if objective.features.weight and objective.features.class_weight:
+        yield "feature_head.cls", dim, width
+    if objective.labels.weight:
+        yield "label_head.cls", dim, classes
+    if objective.has_label_token:
+        yield "label_head.token", dim, classes
+        yield "label_head.teacher", width, classes
 
 
 def parameter_sizes(recipe: PretrainRecipe) -> dict[str, int]:
