@@ -116,6 +116,11 @@ class AdaptTrainingConfig(TrainingConfig):
         """Whether parts of the backbone begin to learn one after the other."""
         return self.unfreeze_steps > 0
 
+    @property
+    def learns_by_heads_alone(self) -> bool:
+        """Whether the backbone learns in no step."""
+        return self.freeze_backbone_steps == self.steps
+
     def frozen_depth(self, step: int) -> float:
         """Share of the backbone's depth, from the first layer, that does not learn at a step."""
         if step < self.freeze_backbone_steps:

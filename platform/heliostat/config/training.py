@@ -189,6 +189,11 @@ class TrainingConfig(Section):
         """Whether parts of the backbone begin to learn one after the other."""
         return False
 
+    @property
+    def learns_by_heads_alone(self) -> bool:
+        """Whether the backbone learns in no step."""
+        return False
+
     def frozen_depth(self, step: int) -> float:
         """Share of the backbone's depth, from the first layer, that does not learn at a step: here all of it does."""
         return 0.0

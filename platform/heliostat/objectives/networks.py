@@ -132,6 +132,7 @@ class Network(nn.Module):
         self.objective: ObjectiveConfig = objective
         self.backbone = VisionTransformer(model, recipe.augmentation.global_px // model.patch_px)
         self.backbone.prepare(recipe.training.activation_checkpointing, recipe.training.compile)
+        self._learns_by_heads_alone = recipe.training.learns_by_heads_alone
         self.shown = Shown((model.patch_px,), bottlenecks=objective.has_heads)
         """As a teacher: what its students need."""
         self.widths = widths_of(recipe)
@@ -230,9 +231,10 @@ class Network(nn.Module):
         crops, masks, rows = zip(*groups[: 1 + self.objective.has_heads], strict=True)
         jitters = None if slot.jitters is None else slot.jitters[: len(crops)]
         needs_registers = "label_head" in self._modules
-        found: list[WantedTokens] = self.backbone(
-            crops, masks, slot.drops, jitters, wanted=rows, registers=needs_registers
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._learns_by_heads_alone):
+            found: list[WantedTokens] = self.backbone(
+                crops, masks, slot.drops, jitters, wanted=rows, registers=needs_registers
+            )
         return found
 
     def _of_prototypes(

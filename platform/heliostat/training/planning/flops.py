@@ -129,9 +129,11 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
     teacher_logits = heads.logits(GLOBAL_CROPS * images)
     student_rows = (GLOBAL_CROPS + recipe.augmentation.local_count) * images
     gram, anchor = _gram(recipe)
-    recomputed = blocks if recipe.training.activation_checkpointing == "full" else 0.0
+    learns_by_heads = recipe.training.learns_by_heads_alone
+    recomputed = blocks if recipe.training.activation_checkpointing == "full" and not learns_by_heads else 0.0
     return StepFlops(
-        student_backbone=slots * (2 * embed + 3 * blocks),  # images need no gradient
+        # Images need no gradient, and a backbone that never learns has none.
+        student_backbone=slots * (embed + blocks if learns_by_heads else 2 * embed + 3 * blocks),
         student_heads=slots
         * (
             3 * (heads.bottlenecks(student_rows) + heads.logits(student_rows) + heads.student_layers()) + heads.losses()

@@ -115,6 +115,8 @@ def activations_bytes(recipe: PretrainRecipe) -> float:
     stream = _FP32 * model.embed_dim * sum(group.crops * group.tokens for group in groups)
     used = sum(group.kept + group.wanted_patches * group.kept / max(1, group.crops) for group in groups)
     inside, last = _block(model, size, kept, kept), _block(model, size, kept, used)
+    if recipe.training.learns_by_heads_alone:
+        return inside + _outside(recipe, groups, size)  # nothing of the backbone is kept
     if mode == "full":
         blocks = model.depth * stream + inside  # the inputs of each, and one that is being recomputed
     elif mode == "selective":
