@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import Tag
 
 from heliostat.config.base import Section
 
@@ -30,6 +32,12 @@ def subsection(section: type[Section], name: str) -> type[Section] | None:
     """The section that a field holds; None for a field that holds a value."""
     annotation = section.model_fields[name].annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def variants(section: type[Section], name: str) -> dict[str, type[Section]]:
+    """The sections of which a field holds one, by the tags that tell them apart; none for any other field."""
+    held = [get_args(each) for each in get_args(section.model_fields[name].annotation)]
+    return {args[1].tag: args[0] for args in held if len(args) == 2 and isinstance(args[1], Tag)}
 
 
 def keys_of(section: type[Section], prefix: str = "") -> dict[str, Key]:
