@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.training import TrainingRecipe
-from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.models.backbones import Backbone
+from heliostat.models.tokens import Tokens
 from heliostat.models.weights.backbone import build
 from heliostat.models.weights.runs import read_teacher
 from heliostat.objectives.networks import Network
@@ -18,14 +19,14 @@ from heliostat.storage import Store
 class TrainedTeacher:
     """The teacher's backbone of a committed checkpoint."""
 
-    backbone: VisionTransformer
+    backbone: Backbone
     step: int
 
 
 class ClassToken(nn.Module):
     """The normalised class token as the feature of an image, (B, C, H, W) to (B, D)."""
 
-    def __init__(self, backbone: VisionTransformer) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -34,7 +35,7 @@ class ClassToken(nn.Module):
         return _tokens(self.backbone, images_BCHW).cls_BD
 
 
-def untrained_backbone(recipe: PretrainRecipe) -> VisionTransformer:
+def untrained_backbone(recipe: NetworkRecipe) -> Backbone:
     """The backbone with which the run started: a function of its seed."""
     network = Network(recipe)
     network.init_weights(recipe.seed)
@@ -54,11 +55,11 @@ def trained_teacher(
 
 
 @torch.inference_mode()
-def patch_features(backbone: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+def patch_features(backbone: Backbone, images_BCHW: Tensor) -> Tensor:
     """Normalised patch tokens, (B, N, D)."""
     return _tokens(backbone, images_BCHW).patches_BND
 
 
-def _tokens(backbone: VisionTransformer, images_BCHW: Tensor) -> Tokens:
+def _tokens(backbone: Backbone, images_BCHW: Tensor) -> Tokens:
     groups: list[Tokens] = backbone([images_BCHW])
     return groups[0]

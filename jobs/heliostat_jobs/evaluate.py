@@ -12,8 +12,8 @@ from heliostat.config.distill import recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe, KnnConfig
 from heliostat.data.manifest import DatasetManifest, load_manifest
 from heliostat.errors import TooFewSamplesError
+from heliostat.models.backbones import Backbone
 from heliostat.models.normalise import normalise
-from heliostat.models.vit import VisionTransformer
 from heliostat.storage import Store, open_store
 from heliostat.storage.layout import dataset_store, run_store
 from heliostat_evaluation.backbones import ClassToken, trained_teacher, untrained_backbone
@@ -56,7 +56,7 @@ class Evaluation:
     queries: LabelledSet
     neighbours: Tensor
     """Rows of the bank nearest to each query by the trained features, (Q, 10)."""
-    backbone: VisionTransformer
+    backbone: Backbone
 
     def top1(self, feature: str) -> float:
         """Accuracy at the smallest k."""

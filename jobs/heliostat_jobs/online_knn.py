@@ -8,7 +8,7 @@ from heliostat.config.evaluate import KnnConfig
 from heliostat.config.training import TrainingRecipe
 from heliostat.data.manifest import load_manifest
 from heliostat.errors import InvalidValueError, TooFewSamplesError, UnlabelledDatasetError
-from heliostat.models.vit import VisionTransformer
+from heliostat.models.backbones import Backbone
 from heliostat.observe.metrics import KNN
 from heliostat.storage import Store
 from heliostat_evaluation.backbones import ClassToken
@@ -29,7 +29,7 @@ class OnlineKnn:
     px: int
     neighbours: int
 
-    def __call__(self, backbone: VisionTransformer) -> Mapping[str, float]:
+    def __call__(self, backbone: Backbone) -> Mapping[str, float]:
         """Top-1 accuracy of the class token, as ``knn_top1``."""
         bank, queries = _labelled(self.root, self.bank, self.queries, self.px)
         device = next(backbone.parameters()).device

@@ -13,6 +13,7 @@ from heliostat.config.distill import DistillRecipe, recipe_of_network
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.export import ExportRecipe
 from heliostat.config.kinds import Recipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.provenance import recipe_of
@@ -207,7 +208,7 @@ def writes(recipe: Recipe) -> list[Transfer]:
     return [Transfer("writes", place, what) for place, what in places.items()]
 
 
-def _written_by_run(recipe: TrainingRecipe, networks: Sequence[PretrainRecipe]) -> list[Transfer]:
+def _written_by_run(recipe: TrainingRecipe, networks: Sequence[NetworkRecipe]) -> list[Transfer]:
     one_bytes = STATE_BYTES_PER_PARAMETER * sum(sum(parameter_sizes(each).values()) for each in networks)
     config, steps = recipe.checkpoint, recipe.training.steps
     made = -(-steps // config.every_steps)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from heliostat.config.base import Name, Section, check_run_or_weights
 from heliostat.config.distill import recipe_of_network
 from heliostat.config.model import ModelConfig
+from heliostat.config.network import BackboneConfig, NetworkRecipe
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe, nearest_multiple
@@ -225,17 +226,27 @@ def check_init_from(recipe: AdaptRecipe, trained: TrainingRecipe) -> None:
             f"run {trained.name} does not fit: its students have no heads, since they learnt features alone",
             "Export the student (heliostat checkpoint export) and set init_from.weights to the file: heads learn first",
         )
-    theirs = {**_model_shapes(network.model), **_head_shapes(network)}
+    theirs = {**_model_shapes(_transformer(network.model, f"run {trained.name}")), **_head_shapes(network)}
     _compare(f"run {trained.name}", {**_model_shapes(recipe.model), **_head_shapes(recipe)}, theirs)
 
 
-def check_backbone(recipe: AdaptRecipe, backbone: ModelConfig) -> None:
+def check_backbone(recipe: AdaptRecipe, backbone: BackboneConfig) -> None:
     """Refuse weights that this run's backbone is not made of.
 
     Raises:
         InvalidValueError: they have other shapes; says what differs.
     """
-    _compare(f"backbone {recipe.init_from.weights}", _model_shapes(recipe.model), _model_shapes(backbone))
+    what = f"backbone {recipe.init_from.weights}"
+    _compare(what, _model_shapes(recipe.model), _model_shapes(_transformer(backbone, what)))
+
+
+def _transformer(model: BackboneConfig, what: str) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    raise InvalidValueError(
+        f"{what} does not fit: its network is convolutional ({model.arch}), which learns from a teacher only",
+        "Name one of a vision transformer",
+    )
 
 
 def _compare(what: str, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
@@ -256,7 +267,7 @@ def _model_shapes(model: ModelConfig) -> dict[str, object]:
     return found
 
 
-def _head_shapes(recipe: PretrainRecipe) -> dict[str, object]:
+def _head_shapes(recipe: NetworkRecipe) -> dict[str, object]:
     """The same of its heads."""
     objective = recipe.objective
     found: dict[str, object] = {f"objective.{key}": getattr(objective, key) for key in ("ibot_head", "prototype_layer")}

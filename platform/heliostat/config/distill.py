@@ -1,13 +1,15 @@
 """``kind: distill``: smaller networks that learn from a trained, frozen one (DINOv2, arXiv 2304.07193, section 5)."""
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from heliostat.config.base import Name, Section, Share, check_run_or_weights
+from heliostat.config.convnext import ConvNextConfig
 from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig, RopeConfig
+from heliostat.config.network import BackboneConfig, NetworkRecipe, family_of
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe, nearest_multiple
@@ -42,17 +44,23 @@ class TeacherConfig(Section):
 
 
 class StudentModelConfig(ModelConfig):
-    """The backbone of a student: without stochastic depth."""
+    """The transformer of a student: without stochastic depth."""
 
     drop_path: Share = Field(0.0, le=0.0, description="stochastic depth: students have none")
     rope: RopeConfig = Field(default_factory=lambda: RopeConfig.model_validate({"rescale": None}))
+
+
+StudentBackbone: TypeAlias = Annotated[
+    Annotated[StudentModelConfig, Tag("vit")] | Annotated[ConvNextConfig, Tag("convnext")], Discriminator(family_of)
+]
+"""A vision transformer, or a convolutional network where the arch names one."""
 
 
 class StudentConfig(Section):
     """One network that learns from the teacher."""
 
     name: Name = Field(description="of the student, in metrics, checkpoints and exports")
-    model: StudentModelConfig = Field(default_factory=lambda: StudentModelConfig.model_validate({}))
+    model: StudentBackbone = Field(default_factory=lambda: StudentModelConfig.model_validate({}))
     base_lr: float | None = Field(None, gt=0, description="learning rate as training.base_lr, which null takes")
 
     @field_validator("name")
@@ -123,8 +131,14 @@ class DistillRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _distillation_tokens_are_there(self) -> Self:
-        for student in self.students:
-            if self.objective.has_label_token and not student.model.registers:
+        for student in self.students if self.objective.has_label_token else ():
+            if not isinstance(student.model, ModelConfig):
+                raise InvalidValueError(
+                    f"student {student.name} is a convolutional network, which has no registers, the first of which "
+                    "would be its distillation token",
+                    "Set objective.labels.teacher to none, or train it in a run of its own",
+                )
+            if not student.model.registers:
                 raise InvalidValueError(
                     f"student {student.name} has no registers, the first of which would be its distillation token",
                     "Set its model.registers to 1 or more, or objective.labels.teacher to none",
@@ -143,7 +157,7 @@ class DistillRecipe(TrainingRecipe):
     @model_validator(mode="after")
     def _positions_are_not_jittered(self) -> Self:
         for student in self.students:
-            rope = student.model.rotary
+            rope = student.model.rotary if isinstance(student.model, ModelConfig) else None
             if rope is not None and any(each is not None for each in (rope.rescale, rope.shift, rope.stretch)):
                 raise InvalidValueError(
                     f"student {student.name} has a jitter of rotary positions, which is drawn in pre-training only",
@@ -153,11 +167,13 @@ class DistillRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _crops_are_whole_patches_of_all(self) -> Self:
-        common = math.lcm(*(student.model.patch_px for student in self.students))
-        for key in ("global_px", "local_px"):
+        # Patches of local crops are compared with nothing: a convolutional network takes them of any size.
+        of_local = [student for student in self.students if isinstance(student.model, ModelConfig)]
+        for key, students in (("global_px", self.students), ("local_px", of_local)):
             side = getattr(self.augmentation, key)
+            common = math.lcm(*(student.model.patch_px for student in students))
             if side % common:
-                sizes = ", ".join(f"{student.name} {student.model.patch_px}" for student in self.students)
+                sizes = ", ".join(f"{student.name} {student.model.patch_px}" for student in students)
                 raise InvalidValueError(
                     f"augmentation.{key} {side} is not made of whole patches of all students (patch_px: {sizes})",
                     f"Set augmentation.{key} to {nearest_multiple(side, common)}",
@@ -187,7 +203,7 @@ class DistillRecipe(TrainingRecipe):
         """Of the students' patches, in pixels, each once."""
         return tuple(dict.fromkeys(student.model.patch_px for student in self.students))
 
-    def of_student(self, student: StudentConfig) -> PretrainRecipe:
+    def of_student(self, student: StudentConfig) -> NetworkRecipe:
         """What a student's network, optimizer and costs are made of: the recipe as if it were trained alone."""
         training = (
             self.training if student.base_lr is None else self.training.model_copy(update={"base_lr": student.base_lr})
@@ -201,7 +217,7 @@ class DistillRecipe(TrainingRecipe):
             "objective": objective,
             "training": training,
         }
-        return PretrainRecipe(**{name: getattr(self, name) for name in TrainingRecipe.model_fields} | own)
+        return NetworkRecipe(**{name: getattr(self, name) for name in TrainingRecipe.model_fields} | own)
 
 
 def run_as_teacher(recipe: DistillRecipe, trained: PretrainRecipe) -> PretrainRecipe:
@@ -232,7 +248,9 @@ def backbone_as_teacher(recipe: DistillRecipe, model: ModelConfig, grid: int) ->
         "objective": recipe.objective.without_students,
         "augmentation": recipe.augmentation.model_copy(update={"global_px": grid * model.patch_px}),
     }
-    return of_student.model_copy(update=own)
+    return PretrainRecipe.model_construct(
+        **{name: getattr(of_student, name) for name in TrainingRecipe.model_fields} | own
+    )
 
 
 def check_teacher(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
@@ -246,7 +264,7 @@ def check_teacher(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
     check_teacher_backbone(recipe, teacher.model, f"run {teacher.name}")
 
 
-def check_teacher_backbone(recipe: DistillRecipe, backbone: ModelConfig, whose: str) -> None:
+def check_teacher_backbone(recipe: DistillRecipe, backbone: BackboneConfig, whose: str) -> None:
     """Refuse a teacher's backbone whose tokens cannot be compared with those of the students.
 
     Args:
@@ -255,8 +273,13 @@ def check_teacher_backbone(recipe: DistillRecipe, backbone: ModelConfig, whose: 
         whose: For the message.
 
     Raises:
-        InvalidValueError: its width or the size of its patches does not fit.
+        InvalidValueError: its width or the size of its patches does not fit, or it is convolutional.
     """
+    if not isinstance(backbone, ModelConfig):
+        raise InvalidValueError(
+            f"{whose} is a convolutional network ({backbone.arch}), which can learn and not teach",
+            "Name a vision transformer",
+        )
     width = recipe.objective.teacher_width
     if recipe.objective.compares_tokens and width != backbone.embed_dim:
         raise InvalidValueError(
@@ -301,12 +324,12 @@ def _check_heads(recipe: DistillRecipe, teacher: PretrainRecipe) -> None:
         )
 
 
-def prefix_of(recipe: TrainingRecipe, network: PretrainRecipe) -> str:
+def prefix_of(recipe: TrainingRecipe, network: NetworkRecipe) -> str:
     """What the names of a network's parameters begin with in a checkpoint of the run."""
     return "" if isinstance(recipe, PretrainRecipe) else f"{network.name}."
 
 
-def recipe_of_network(recipe: TrainingRecipe, student: str | None) -> PretrainRecipe:
+def recipe_of_network(recipe: TrainingRecipe, student: str | None) -> NetworkRecipe:
     """What a network that a run delivers is made of.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from heliostat.config.base import Section, Share
+from heliostat.config.convnext import CONVNEXT_ARCHS, CONVNEXT_CUSTOM
 from heliostat.errors import InvalidValueError
 
 ARCHS: dict[str, dict[str, Any]] = {
@@ -81,6 +82,12 @@ class ModelConfig(Section):
         if not isinstance(values, dict):
             return values
         arch = values.get("arch", "vit_s")
+        if arch in (*CONVNEXT_ARCHS, CONVNEXT_CUSTOM):
+            raise InvalidValueError(
+                f"model.arch {arch} is a convolutional network, which learns from a teacher only: none of its patches "
+                "can be masked",
+                f"Set model.arch to one of {', '.join(ARCHS)}, custom; or make it a student of kind: distill",
+            )
         known = isinstance(arch, str) and (arch in ARCHS or arch == "custom")
         # An unknown arch is one mistake, reported as such; it must not look like three missing sizes as well.
         return {**ARCHS.get(arch if known else "vit_s", {}), **values}

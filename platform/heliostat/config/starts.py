@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from heliostat.config.adapt import AdaptRecipe, InitFromConfig, check_backbone, check_init_from
 from heliostat.config.distill import DistillRecipe, TeacherConfig, check_teacher, check_teacher_backbone
 from heliostat.config.kinds import Recipe
-from heliostat.config.model import ModelConfig
+from heliostat.config.network import BackboneConfig
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.errors import InvalidValueError
@@ -44,7 +44,7 @@ def weights_of(recipe: Recipe | TrainingRecipe) -> tuple[str, str] | None:
             return None
 
 
-def check_weights(recipe: TrainingRecipe, backbone: ModelConfig) -> None:
+def check_weights(recipe: TrainingRecipe, backbone: BackboneConfig) -> None:
     """Refuse a backbone from elsewhere that the recipe cannot start from.
 
     Raises:

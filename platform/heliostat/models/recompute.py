@@ -1,9 +1,9 @@
 """Activation checkpointing: which results of a block the backward pass computes again instead of keeping.
 
-``selective`` keeps matrix products and attention and computes the rest again (norms, activations, gathers and
-scatters), for about a tenth of the time on a CPU. ``full`` keeps a block's inputs only. ``RESULTS.md`` has what each
-saves of a whole process at 131,072 prototypes. All draws are made before the forward pass and handed in, so a second
-computation repeats the first exactly.
+``selective`` keeps matrix products, convolutions and attention and computes the rest again (norms, activations,
+gathers and scatters), for about a tenth of the time on a CPU. ``full`` keeps a block's inputs only. ``RESULTS.md`` has
+what each saves of a whole process at 131,072 prototypes. All draws are made before the forward pass and handed in, so a
+second computation repeats the first exactly.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ _KEPT = (
     ("aten", "mm"),
     ("aten", "addmm"),
     ("aten", "bmm"),
+    ("aten", "convolution"),
     ("mkldnn", "_linear_pointwise"),
     ("aten", "_scaled_dot_product_flash_attention_for_cpu"),
     ("aten", "_scaled_dot_product_flash_attention"),

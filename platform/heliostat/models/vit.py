@@ -6,7 +6,6 @@ Legend: B crops of a group, C channels, N tokens of a crop, D width, R registers
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import overload
 
 import torch
@@ -18,28 +17,10 @@ from heliostat.models.block import Block, DropPlan
 from heliostat.models.layers import LAYER_NORM_EPS, PatchEmbed, RopeTables
 from heliostat.models.positions import RopeJitter, resize_positions, rope_table
 from heliostat.models.recompute import Recompute, recomputed
+from heliostat.models.tokens import Tokens, WantedTokens
 
 TOKENS = ("cls_token", "pos_embed", "mask_token", "register_tokens")
 """Parameters of the backbone itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Normalised output tokens of one group of crops."""
-
-    cls_BD: Tensor
-    registers_BRD: Tensor
-    patches_BND: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class WantedTokens:
-    """Normalised class tokens of one group of crops, and those of its patches that were asked for, in row order."""
-
-    cls_BD: Tensor
-    patches_MD: Tensor
-    registers_BRD: Tensor | None = None
-    """Where they were asked for."""
 
 
 class VisionTransformer(nn.Module):

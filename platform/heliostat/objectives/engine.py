@@ -78,7 +78,7 @@ def new_optimizer(student: Network, training: TrainingConfig) -> torch.optim.Ada
     """AdamW (betas 0.9, 0.999) over the recipe's parameter groups."""
     # Zeros here: both are set from the schedule at every step. Fused: one pass over the state instead of a dozen.
     return torch.optim.AdamW(
-        parameter_groups(student, student.backbone.config.depth, training), lr=0.0, weight_decay=0.0, fused=True
+        parameter_groups(student, student.backbone.config, training), lr=0.0, weight_decay=0.0, fused=True
     )
 
 

@@ -13,7 +13,7 @@ from heliostat.checkpoint.format import StateSlice, tensor_name
 from heliostat.config.training import TrainingConfig
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import NonFiniteLossError
-from heliostat.models.vit import VisionTransformer
+from heliostat.models.backbones import Backbone
 from heliostat.models.weights.runs import TEACHER
 from heliostat.objectives.engine import MASTER, MOMENTS, Engine, clip_factor
 from heliostat.objectives.loss_scale import LossScale
@@ -137,7 +137,7 @@ class Learner:
         self.average.follow(self.engine.student, momentum)
 
     @contextmanager
-    def whole_average(self) -> Iterator[VisionTransformer]:
+    def whole_average(self) -> Iterator[Backbone]:
         """The average's backbone, whole within the context, which all workers enter together; nobody may run it."""
         with self.average.backbone_whole():
             yield self.average.network.backbone

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.config.distill_objective import DistillObjectiveConfig, FeaturesConfig, LabelsConfig
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.objective import ObjectiveConfig
-from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.draws import stream_key
+from heliostat.models.backbones import Backbone, new_backbone
 from heliostat.models.block import DropPlan
 from heliostat.models.heads import ProjectionHead
 from heliostat.models.positions import RopeJitter
 from heliostat.models.student_heads import FeatureHead, LabelHead
-from heliostat.models.vit import VisionTransformer, WantedTokens
+from heliostat.models.tokens import WantedTokens
 from heliostat.objectives.cross_entropy import Layer, Targets, compute_dtype
 from heliostat.objectives.features import feature_loss, whitened
 from heliostat.objectives.gram import gram_loss, resize_features
@@ -39,7 +40,7 @@ def terms_of(objective: ObjectiveConfig) -> tuple[str, ...]:
     return tuple(names)
 
 
-def widths_of(recipe: PretrainRecipe) -> Widths:
+def widths_of(recipe: NetworkRecipe) -> Widths:
     """Of what a network says as a teacher."""
     objective = recipe.objective
     bottlenecks = objective.dino_head_sizes.bottleneck, objective.ibot_head_sizes.bottleneck
@@ -126,11 +127,11 @@ class Network(nn.Module):
     there is no ``ibot_head``.
     """
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, recipe: NetworkRecipe) -> None:
         super().__init__()
         model, objective = recipe.model, recipe.objective
         self.objective: ObjectiveConfig = objective
-        self.backbone = VisionTransformer(model, recipe.augmentation.global_px // model.patch_px)
+        self.backbone: Backbone = new_backbone(model, recipe.augmentation.global_px // model.patch_px)
         self.backbone.prepare(recipe.training.activation_checkpointing, recipe.training.compile)
         self._learns_by_heads_alone = recipe.training.learns_by_heads_alone
         self.shown = Shown((model.patch_px,), bottlenecks=objective.has_heads)
@@ -322,7 +323,7 @@ def _koleo(cls_BD: Tensor, objective: ObjectiveConfig) -> Tensor:
 
 
 @torch.no_grad()
-def gram_anchor(backbone: VisionTransformer, slot: SlotBatch) -> Tensor:
+def gram_anchor(backbone: Backbone, slot: SlotBatch) -> Tensor:
     """The Gram teacher's work on a slot: patch features of its crops on the student's grid, (2 B, N, D)."""
     if slot.gram_crops is None:
         raise ValueError("the slot was made without Gram crops")

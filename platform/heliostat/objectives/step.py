@@ -17,7 +17,7 @@ from torch import Tensor
 
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
-from heliostat.models.vit import VisionTransformer
+from heliostat.models.backbones import Backbone, new_backbone
 from heliostat.objectives.engine import Engine, autocast
 from heliostat.objectives.gram import gram_teacher_refreshes
 from heliostat.objectives.learner import Learner
@@ -30,9 +30,9 @@ GRAM_TEACHER = "gram_teacher"
 """Kind of the Gram teacher's parameters in a checkpoint; every worker holds them whole."""
 
 
-def copied_backbone(backbone: VisionTransformer) -> VisionTransformer:
+def copied_backbone(backbone: Backbone) -> Backbone:
     """A copy that learns nothing, on the same device."""
-    copied = VisionTransformer(backbone.config, backbone.grid)
+    copied = new_backbone(backbone.config, backbone.grid)
     copied.load_state_dict(backbone.state_dict())
     return copied.to(next(backbone.parameters()).device).requires_grad_(False).eval()
 

@@ -13,14 +13,14 @@ import torch
 
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.retention import sweep
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe
 from heliostat.data.samples import SampleSource, WorkerShare
 from heliostat.data.slots import SlotPlan
 from heliostat.elastic.holders import take_over
 from heliostat.elastic.signals import MAILBOX
 from heliostat.errors import HeliostatError
-from heliostat.models.vit import VisionTransformer
+from heliostat.models.backbones import Backbone
 from heliostat.objectives.distillation import DistillationStep
 from heliostat.objectives.engine import Engine
 from heliostat.objectives.learner import Learner
@@ -60,7 +60,7 @@ _STORE_PATIENCE_S = 100.0
 class Probe(Protocol):
     """Judges a backbone, on one worker while the others wait; travels to it."""
 
-    def __call__(self, backbone: VisionTransformer) -> Mapping[str, float]:
+    def __call__(self, backbone: Backbone) -> Mapping[str, float]:
         """Numbers by name, for the metrics of the step."""
 
 
@@ -340,7 +340,7 @@ class AttemptWorker:
         return Snapshots(every_steps, self._reporter, state, first_step)
 
     def _new_training(self) -> TrainingStep | DistillationStep:
-        def new_engine(student: Network, recipe: PretrainRecipe) -> Engine:
+        def new_engine(student: Network, recipe: NetworkRecipe) -> Engine:
             return self._place.new_engine(student, recipe.training, self._plan, self._stack)
 
         return new_training(self._recipe, new_engine, self._trained(), self._place.device, self._reporter.clock.phase)

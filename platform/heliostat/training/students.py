@@ -19,6 +19,7 @@ from heliostat.config.distill import (
 )
 from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig
+from heliostat.config.network import BackboneConfig, NetworkRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.models.positions import at_grid
@@ -32,7 +33,7 @@ from heliostat.objectives.step_state import Phase
 from heliostat.storage import Store
 from heliostat.storage.layout import run_store
 
-NewEngine = Callable[[Network, PretrainRecipe], Engine]
+NewEngine = Callable[[Network, NetworkRecipe], Engine]
 """From a student and the recipe by which it is trained."""
 
 
@@ -86,7 +87,7 @@ class TrainedBackbone:
 
     key: str
     """Of its weights (``models/weights/stored.py``), which is their hash."""
-    config: ModelConfig
+    config: BackboneConfig
     grid: int
     """Patches along a side for which its position embedding is stored."""
 
@@ -99,14 +100,15 @@ class TrainedBackbone:
             return (teacher,)
         assert isinstance(recipe, PretrainRecipe)  # noqa: S101 -- the only other kind that trains
         student, average = _drawn(recipe)
-        backbone = student.backbone
-        backbone.load_state_dict(at_grid(weights.tensors, backbone.grid, backbone.config.resize))
+        backbone, mode = student.backbone, recipe.model.resize
+        backbone.load_state_dict(at_grid(weights.tensors, backbone.grid, mode))
         average.load_state_dict(student.state_dict())
         return student, average
 
     def as_teacher(self, recipe: TrainingRecipe) -> PretrainRecipe:
         """What the teacher of a distillation is made of."""
         assert isinstance(recipe, DistillRecipe)  # noqa: S101 -- no other kind has a teacher that is read
+        assert isinstance(self.config, ModelConfig)  # noqa: S101 -- who learns from it has seen to it
         return backbone_as_teacher(recipe, self.config, self.grid)
 
     @property
@@ -119,7 +121,7 @@ StartingPoint = TrainedNetworks | TrainedBackbone
 """What a run starts from that does not draw all of its networks."""
 
 
-def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: PretrainRecipe) -> Network:
+def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: NetworkRecipe) -> Network:
     network = Network(recipe)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -129,8 +131,7 @@ def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: PretrainReci
 
 def _adapted(trained: Network, recipe: AdaptRecipe) -> Network:
     network = Network(recipe)
-    backbone = network.backbone
-    network.load_state_dict(at_grid(trained.state_dict(), backbone.grid, backbone.config.resize))
+    network.load_state_dict(at_grid(trained.state_dict(), network.backbone.grid, recipe.model.resize))
     return network
 
 
@@ -176,12 +177,12 @@ def new_training(
     return DistillationStep(recipe, students, teacher, phase)
 
 
-def _begun(recipe: PretrainRecipe, new_engine: NewEngine, device: torch.device) -> tuple[Engine, Network]:
+def _begun(recipe: NetworkRecipe, new_engine: NewEngine, device: torch.device) -> tuple[Engine, Network]:
     student, average = _drawn(recipe)
     return new_engine(student, recipe), average.to(device)
 
 
-def _drawn(recipe: PretrainRecipe) -> tuple[Network, Network]:
+def _drawn(recipe: NetworkRecipe) -> tuple[Network, Network]:
     student, average = Network(recipe), Network(recipe)
     student.init_weights(recipe.seed)
     average.load_state_dict(student.state_dict())

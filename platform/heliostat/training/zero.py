@@ -155,8 +155,9 @@ def _announce_parameters(student: Network) -> None:
 
     # It finds no tensors in what the backbone returns, and so would not gather these again for the backward pass.
     users: list[tuple[nn.Module, nn.Module]] = [(student, head.last_layer) for head in student.heads]
-    for block in student.backbone.blocks:
-        assert isinstance(block, Block)  # noqa: S101
+    for block in student.backbone.modules():
+        if not isinstance(block, Block):
+            continue
         users += [(block.ls1, block.attn.proj), (block.ls2, block.mlp.last)]
     parameters = [(user, parameter) for user, used in users for parameter in used.parameters()]
     parameters += [(student, parameter) for parameter in student.backbone.parameters(recurse=False)]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heliostat.config.model import ModelConfig
+from heliostat.config.network import BackboneConfig
 from heliostat.errors import IncompatibleCheckpointError, UnreadableWeightsError
-from heliostat.models.vit import VisionTransformer
+from heliostat.models.backbones import Backbone, new_backbone
 
 _LISTED = 10
 """Names of tensors that a message spells out."""
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 class Weights:
     """What a source of weights holds."""
 
-    config: ModelConfig
+    config: BackboneConfig
     grid: int
     """Patches along a side for which the position embedding is stored."""
     tensors: dict[str, Tensor]
@@ -31,7 +31,7 @@ class Weights:
     """In what its source says that colours are normalised otherwise than here."""
 
 
-def build(weights: Weights) -> VisionTransformer:
+def build(weights: Weights) -> Backbone:
     """The model with these weights, in fp32 and in evaluation mode.
 
     Raises:
@@ -41,7 +41,7 @@ def build(weights: Weights) -> VisionTransformer:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     check_shapes(_possible_shapes(weights), shapes, weights.origin)
     check_floating(weights)
-    model = VisionTransformer(weights.config, weights.grid)
+    model = new_backbone(weights.config, weights.grid)
     model.load_state_dict(weights.tensors)
     model = model.float().eval()
     # After the cast: a number that is too large for fp32 has become infinite.
@@ -85,10 +85,10 @@ def _possible_shapes(weights: Weights) -> dict[str, Shape]:
     )
 
 
-def expected_shapes(config: ModelConfig, grid: int) -> dict[str, Shape]:
+def expected_shapes(config: BackboneConfig, grid: int) -> dict[str, Shape]:
     """Names and shapes of a model's tensors; nothing is allocated, so a hostile file cannot ask for memory."""
     with torch.device("meta"):
-        model = VisionTransformer(config, grid)
+        model = new_backbone(config, grid)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

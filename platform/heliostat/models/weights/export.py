@@ -16,13 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from heliostat.config.model import ModelConfig
 from heliostat.errors import (
     ExportExistsError,
     ExportMismatchError,
     InvalidValueError,
     MissingExtraError,
     StoreFailedError,
+    UnsupportedExportError,
 )
+from heliostat.models.backbones import Backbone
 from heliostat.models.positions import at_grid
 from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights import graphs
@@ -69,7 +72,7 @@ class Export:
 
 
 def export_backbone(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     format: Format,
     folder: Path,
     *,
@@ -135,7 +138,7 @@ def _move(staging: Path, folder: Path, format: Format) -> tuple[ExportedFile, ..
     return files
 
 
-def at_size(backbone: VisionTransformer, px: int | None) -> VisionTransformer:
+def at_size(backbone: Backbone, px: int | None) -> Backbone:
     """A copy whose position embedding is stored for square images of ``px`` pixels; ``None`` leaves it as it is.
 
     Raises:
@@ -150,7 +153,9 @@ def at_size(backbone: VisionTransformer, px: int | None) -> VisionTransformer:
         )
     grid = side_px // patch_px
     tensors = {name: tensor.detach().float().cpu() for name, tensor in backbone.state_dict().items()}
-    return build(Weights(backbone.config, grid, at_grid(tensors, grid, backbone.config.resize), "the model"))
+    if isinstance(backbone, VisionTransformer):
+        tensors = at_grid(tensors, grid, backbone.config.resize)
+    return build(Weights(backbone.config, grid, tensors, "the model"))
 
 
 def _check_request(format: Format, folder: Path, dynamic_batch: bool, overwrite: bool) -> None:
@@ -173,40 +178,53 @@ def _check_request(format: Format, folder: Path, dynamic_batch: bool, overwrite:
         )
 
 
-def _write_safetensors(backbone: VisionTransformer, folder: Path, dynamic_batch: bool) -> float:
-    model = backbone.config.model_copy(update={"position_resize": backbone.config.resize}).model_dump(mode="json")
-    described = {"schema_version": 1, "model": model, "grid": backbone.grid}
+def _write_safetensors(backbone: Backbone, folder: Path, dynamic_batch: bool) -> float:
+    config = backbone.config
+    if isinstance(config, ModelConfig):
+        config = config.model_copy(update={"position_resize": config.resize})
+    described = {"schema_version": 1, "model": config.model_dump(mode="json"), "grid": backbone.grid}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(described)}
     path = folder / "model.safetensors"
     save_file(_contiguous(backbone.state_dict()), path, metadata)
     return _difference(backbone, graphs.Flat(load_backbone(path)))
 
 
-def _write_huggingface(backbone: VisionTransformer, folder: Path, dynamic_batch: bool) -> float:
-    write_huggingface(backbone.config, backbone.grid, folder)
+def _write_huggingface(backbone: Backbone, folder: Path, dynamic_batch: bool) -> float:
+    config = _transformer(backbone, "huggingface")
+    write_huggingface(config, backbone.grid, folder)
     save_file(_contiguous(to_huggingface(backbone.state_dict())), folder / "model.safetensors", {"format": "pt"})
     return _difference(backbone, graphs.Flat(load_backbone(folder)))
 
 
-def _write_timm(backbone: VisionTransformer, folder: Path, dynamic_batch: bool) -> float:
-    write_timm(backbone.config, backbone.grid, folder)
+def _write_timm(backbone: Backbone, folder: Path, dynamic_batch: bool) -> float:
+    config = _transformer(backbone, "timm")
+    write_timm(config, backbone.grid, folder)
     save_file(_contiguous(to_timm(backbone.state_dict())), folder / "model.safetensors", {"format": "pt"})
     return _difference(backbone, graphs.Flat(load_backbone(folder)))
 
 
-def _write_onnx(backbone: VisionTransformer, folder: Path, dynamic_batch: bool) -> float:
+def _transformer(backbone: Backbone, format: str) -> ModelConfig:
+    if isinstance(backbone, VisionTransformer):
+        return backbone.config
+    raise UnsupportedExportError(
+        f"a {format} export is of a vision transformer; this is convolutional ({backbone.config.arch})",
+        "Export it as safetensors, whose names are those of the published ConvNeXt, onnx or torch-export",
+    )
+
+
+def _write_onnx(backbone: Backbone, folder: Path, dynamic_batch: bool) -> float:
     path, names = folder / "model.onnx", graphs.output_names(backbone)
     graphs.write_onnx(graphs.trace(backbone, _px(backbone), dynamic_batch), names, path)
     return _difference(backbone, graphs.load_onnx(path, names), _PROBES if dynamic_batch else _PROBES[:1])
 
 
-def _write_program(backbone: VisionTransformer, folder: Path, dynamic_batch: bool) -> float:
+def _write_program(backbone: Backbone, folder: Path, dynamic_batch: bool) -> float:
     path = folder / "model.pt2"
     graphs.write_program(graphs.trace(backbone, _px(backbone), dynamic_batch), path)
     return _difference(backbone, graphs.load_program(path), _PROBES if dynamic_batch else _PROBES[:1])
 
 
-_WRITERS: Mapping[Format, Callable[[VisionTransformer, Path, bool], float]] = {
+_WRITERS: Mapping[Format, Callable[[Backbone, Path, bool], float]] = {
     "safetensors": _write_safetensors,
     "huggingface": _write_huggingface,
     "timm": _write_timm,
@@ -216,7 +234,7 @@ _WRITERS: Mapping[Format, Callable[[VisionTransformer, Path, bool], float]] = {
 
 
 @torch.no_grad()
-def _difference(backbone: VisionTransformer, exported: graphs.Graph, batches: tuple[int, ...] = _PROBES[:1]) -> float:
+def _difference(backbone: Backbone, exported: graphs.Graph, batches: tuple[int, ...] = _PROBES[:1]) -> float:
     """Largest difference of any output, in units of the largest output (at least 1); infinite for another shape."""
     reference = graphs.Flat(backbone)
     worst = 0.0
@@ -233,7 +251,7 @@ def _difference(backbone: VisionTransformer, exported: graphs.Graph, batches: tu
     return worst
 
 
-def _px(backbone: VisionTransformer) -> int:
+def _px(backbone: Backbone) -> int:
     return backbone.grid * backbone.config.patch_px
 
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.models.backbones import Backbone
+from heliostat.models.tokens import Tokens
+from heliostat.models.vit import VisionTransformer
 
 INPUT = "images"
 OUTPUTS = ("cls", "patches", "registers")
@@ -33,24 +35,29 @@ Graph = Callable[[Tensor], Sequence[Tensor]]
 class Flat(nn.Module):
     """A backbone whose outputs are a plain tuple, in the order of ``OUTPUTS``."""
 
-    def __init__(self, backbone: VisionTransformer) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self.has_registers = _has_registers(backbone)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to the outputs."""
         groups: list[Tokens] = self.backbone([images])
         tokens = groups[0]
-        registers = (tokens.registers_BRD,) if self.backbone.config.registers else ()
+        registers = (tokens.registers_BRD,) if self.has_registers else ()
         return (tokens.cls_BD, tokens.patches_BND, *registers)
 
 
-def output_names(backbone: VisionTransformer) -> tuple[str, ...]:
+def output_names(backbone: Backbone) -> tuple[str, ...]:
     """Of the outputs that this backbone has."""
-    return OUTPUTS if backbone.config.registers else OUTPUTS[:2]
+    return OUTPUTS if _has_registers(backbone) else OUTPUTS[:2]
 
 
-def trace(backbone: VisionTransformer, px: int, dynamic_batch: bool) -> ExportedProgram:
+def _has_registers(backbone: Backbone) -> bool:
+    return isinstance(backbone, VisionTransformer) and backbone.config.registers > 0
+
+
+def trace(backbone: Backbone, px: int, dynamic_batch: bool) -> ExportedProgram:
     """The backbone as a program, for square images of ``px`` pixels, one at a time or any number."""
     count = _EXAMPLE_BATCH if dynamic_batch else 1
     example = torch.zeros(count, backbone.config.channels, px, px)

@@ -9,9 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from heliostat.config.model import ModelConfig
-from heliostat.errors import ConfigError, InvalidValueError, UnreadableWeightsError, WeightsNotFoundError
-from heliostat.models.vit import VisionTransformer
+from heliostat.config.network import BACKBONES
+from heliostat.errors import (
+    ConfigError,
+    IncompatibleCheckpointError,
+    InvalidValueError,
+    UnreadableWeightsError,
+    WeightsNotFoundError,
+)
+from heliostat.models.backbones import Backbone
 from heliostat.models.weights import huggingface, timm
 from heliostat.models.weights.architecture import infer
 from heliostat.models.weights.backbone import Weights, build, check_floating
@@ -27,7 +33,9 @@ from heliostat.storage.layout import LOCK_KEY
 
 METADATA_KEY = "heliostat"
 """In the metadata of our own exports: architecture and grid as JSON."""
-_PROJECTION = "patch_embed.proj.weight"
+_STEM = "downsample_layers.0.0.weight"
+_PROJECTIONS = ("patch_embed.proj.weight", _STEM)
+"""What takes colours: of a vision transformer, of a convolutional network."""
 _SAFETENSORS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -38,7 +46,7 @@ def load_backbone(
     heads: int | None = None,
     step: int | None = None,
     student: str | None = None,
-) -> VisionTransformer:
+) -> Backbone:
     """A trained backbone in fp32, in evaluation mode; the architecture is read from what is found.
 
     It takes a list of batches, each of images of one size, and gives the tokens of each::
@@ -96,9 +104,10 @@ def with_channels(weights: Weights, channels: int) -> Weights:
     """
     check_floating(weights)  # before the cast below, which would hide them
     tensors = dict(weights.tensors)
-    if _PROJECTION in tensors and tensors[_PROJECTION].dim() == 4:  # otherwise ``build`` reports it
-        tensors[_PROJECTION] = inflate(tensors[_PROJECTION].float(), channels)
-    config = ModelConfig.model_validate({**weights.config.model_dump(), "channels": channels})
+    for name in _PROJECTIONS:
+        if name in tensors and tensors[name].dim() == 4:  # otherwise ``build`` reports it
+            tensors[name] = inflate(tensors[name].float(), channels)
+    config = BACKBONES.validate_python({**weights.config.model_dump(), "channels": channels})
     return replace(weights, config=config, tensors=tensors)
 
 
@@ -139,6 +148,11 @@ def translate(tensors: Mapping[str, Tensor], origin: str, heads: int | None = No
     Raises:
         IncompatibleCheckpointError: there is no backbone, or sizes cannot be read off.
     """
+    if any(name.endswith(_STEM) for name in tensors):
+        raise IncompatibleCheckpointError(
+            f"{origin} holds a convolutional network, and does not say on which grid its map is compared",
+            "Use a file that heliostat checkpoint export wrote as safetensors",
+        )
     if huggingface.is_huggingface(tensors):
         released = huggingface.from_huggingface(tensors)
         if "mask_token" not in released:  # ``use_mask_token: false``
@@ -156,7 +170,7 @@ def translate(tensors: Mapping[str, Tensor], origin: str, heads: int | None = No
 def _read_own(content: TensorFile, origin: str) -> Weights:
     try:
         described = json.loads(content.metadata[METADATA_KEY])
-        config = ModelConfig.model_validate_json(json.dumps(described["model"]))
+        config = BACKBONES.validate_python(described["model"])
         grid = int(described["grid"])
         if described["schema_version"] != 1 or grid < 1:
             raise ValueError(described["schema_version"])

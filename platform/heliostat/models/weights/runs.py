@@ -10,7 +10,7 @@ from heliostat.checkpoint.reader import CheckpointReader
 from heliostat.checkpoint.verify import check_shards, load_manifest, newest_good
 from heliostat.config.distill import prefix_of, recipe_of_network
 from heliostat.config.kinds import Recipe
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.provenance import unlock
 from heliostat.config.training import TrainingRecipe
 from heliostat.errors import (
@@ -95,7 +95,7 @@ def checkpoint_of_step(run: Store, name: str, step: int) -> CheckpointManifest:
     return manifest
 
 
-def _teacher(run: Store, manifest: CheckpointManifest, recipe: PretrainRecipe, prefix: str) -> Weights:
+def _teacher(run: Store, manifest: CheckpointManifest, recipe: NetworkRecipe, prefix: str) -> Weights:
     grid = recipe.augmentation.global_px // recipe.model.patch_px
     shapes = expected_shapes(recipe.model, grid)
     origin = f"checkpoint {run.url}/{manifest.folder}"

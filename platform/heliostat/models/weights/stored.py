@@ -8,7 +8,7 @@ import json
 
 from safetensors.torch import load, save
 
-from heliostat.config.model import ModelConfig
+from heliostat.config.network import BACKBONES, BackboneConfig
 from heliostat.errors import CorruptResultError, ObjectNotFoundError
 from heliostat.models.weights.backbone import Weights
 from heliostat.storage import Store
@@ -45,7 +45,7 @@ def load_weights(root: Store, key: str) -> Weights:
     return Weights(config, grid, load(data), f"{root.url}/{key}")
 
 
-def describe_weights(root: Store, key: str) -> tuple[ModelConfig, int]:
+def describe_weights(root: Store, key: str) -> tuple[BackboneConfig, int]:
     """Architecture and grid of what ``store_weights`` has kept, without reading it; its hash is not looked at.
 
     Raises:
@@ -58,9 +58,9 @@ def describe_weights(root: Store, key: str) -> tuple[ModelConfig, int]:
         raise _corrupt(root, key, "is gone") from error
 
 
-def _described(header: bytes) -> tuple[ModelConfig, int]:
+def _described(header: bytes) -> tuple[BackboneConfig, int]:
     described = json.loads(json.loads(header)["__metadata__"][_METADATA_KEY])
-    return ModelConfig.model_validate(described["config"]), described["grid"]
+    return BACKBONES.validate_python(described["config"]), described["grid"]
 
 
 def _corrupt(root: Store, key: str, what: str) -> CorruptResultError:
