@@ -15,7 +15,7 @@ bytes sends 2 n (W - 1) / W from each, an all-gather and a reduce-scatter half o
 
 from dataclasses import dataclass
 
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.training.planning.shapes import parameter_sizes
 
 PERSISTENT_ELEMENTS = 100_000
@@ -39,7 +39,7 @@ class Payload:
         return (2 * self.all_reduce + self.reduce_scatter + self.all_gather) * (workers - 1) / workers
 
 
-def step_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
+def step_payload(recipe: NetworkRecipe, rounds: int, workers: int) -> Payload:
     """The collectives of a step in steady state; nothing for one worker.
 
     Args:
@@ -55,7 +55,7 @@ def step_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
     )
 
 
-def student_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
+def student_payload(recipe: NetworkRecipe, rounds: int, workers: int) -> Payload:
     """Of a student's gradients and parameters; arguments as of ``step_payload``."""
     stage = recipe.training.zero_stage
     if workers == 1:
@@ -67,7 +67,7 @@ def student_payload(recipe: PretrainRecipe, rounds: int, workers: int) -> Payloa
     return Payload(reductions * gradients, 0, gradients if stage else 0)
 
 
-def targets_payload(recipe: PretrainRecipe, rounds: int, workers: int, patch_sizes: int = 1) -> Payload:
+def targets_payload(recipe: NetworkRecipe, rounds: int, workers: int, patch_sizes: int = 1) -> Payload:
     """Of the teacher's pass and of finding the targets, of patches for each of the students' sizes of them.
 
     Other arguments as of ``step_payload``.
@@ -89,7 +89,7 @@ def is_persistent(elements: int) -> bool:
     return elements < PERSISTENT_ELEMENTS
 
 
-def kept_until_backward(recipe: PretrainRecipe) -> set[str]:
+def kept_until_backward(recipe: NetworkRecipe) -> set[str]:
     """The student's parameters that stage 3 gathers in the forward pass and still has in the backward pass."""
     # Between the two uses of a parameter lie all later ones: in the forward pass, in the backward pass, and once more
     # where blocks are recomputed.
@@ -104,12 +104,12 @@ def kept_until_backward(recipe: PretrainRecipe) -> set[str]:
     return kept
 
 
-def _padded(recipe: PretrainRecipe, workers: int) -> dict[str, int]:
+def _padded(recipe: NetworkRecipe, workers: int) -> dict[str, int]:
     """Bytes of each parameter cut into equal shards; the last ones may be padding."""
     return {name: -(-size // workers) * workers * _FP32 for name, size in parameter_sizes(recipe).items()}
 
 
-def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
+def _stage_3(recipe: NetworkRecipe, rounds: int, workers: int) -> Payload:
     padded = _padded(recipe, workers)
     sizes = parameter_sizes(recipe)
     kept = kept_until_backward(recipe)
@@ -118,7 +118,7 @@ def _stage_3(recipe: PretrainRecipe, rounds: int, workers: int) -> Payload:
     return Payload(0, rounds * sum(padded.values()), rounds * in_round + persistent)
 
 
-def _target_vectors(recipe: PretrainRecipe, patch_sizes: int) -> float:
+def _target_vectors(recipe: NetworkRecipe, patch_sizes: int) -> float:
     """What finding the targets reduces: float64 sums, and one float32 maximum with Sinkhorn-Knopp."""
     objective = recipe.objective
     if not objective.has_heads:

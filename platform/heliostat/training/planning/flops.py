@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.objective import HeadSizes
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.training.planning import convolution
 from heliostat.training.planning.shapes import student_layers
 
 LOGIT_CHUNK_BYTES = 32 * 2**20
@@ -71,7 +72,7 @@ class StepFlops:
         return self.model + self.repeated
 
 
-def student_groups(recipe: PretrainRecipe, masked: float | None = None) -> tuple[CropGroup, CropGroup]:
+def student_groups(recipe: NetworkRecipe, masked: float | None = None) -> tuple[CropGroup, CropGroup]:
     """Global and local crops of the student on a slot.
 
     Args:
@@ -80,30 +81,27 @@ def student_groups(recipe: PretrainRecipe, masked: float | None = None) -> tuple
     """
     model, augmentation, images = recipe.model, recipe.augmentation, recipe.training.slot_batch
     masked = expected_masked(recipe) if masked is None else masked
-    shares = 1 - model.drop_path
+    drop_path, registers = (model.drop_path, model.registers) if isinstance(model, ModelConfig) else (0.0, 0)
+    shares = 1 - drop_path
     sizes = ((augmentation.global_px, GLOBAL_CROPS), (augmentation.local_px, augmentation.local_count))
     groups = []
     for side, per_image in sizes:
         patches, crops = (side // model.patch_px) ** 2, per_image * images
-        tokens = 1 + model.registers + patches
+        tokens = 1 + registers + patches
         groups.append(CropGroup(crops, patches, tokens, max(1, int(crops * shares)), 0.0))
     whole, local = groups
     if not recipe.objective.has_heads:  # then nothing learns from local crops
         local = replace(local, crops=0, kept=0)
     needed = whole.crops * whole.patches if recipe.objective.anchoring is not None else masked
     # Where the first register learns labels, all of them are computed to the end, as if they were patches.
-    used = (
-        model.registers
-        if isinstance(recipe.objective, DistillObjectiveConfig) and recipe.objective.labels.weight
-        else 0
-    )
+    used = registers if isinstance(recipe.objective, DistillObjectiveConfig) and recipe.objective.labels.weight else 0
     return (
         replace(whole, wanted_patches=needed + whole.crops * used),
         replace(local, wanted_patches=float(local.crops * used)),
     )
 
 
-def expected_masked(recipe: PretrainRecipe) -> float:
+def expected_masked(recipe: NetworkRecipe) -> float:
     """Masked patches of a slot in expectation: ratios are spread evenly, and their patches rounded down."""
     objective = recipe.objective
     patches = (recipe.augmentation.global_px // recipe.model.patch_px) ** 2
@@ -111,7 +109,7 @@ def expected_masked(recipe: PretrainRecipe) -> float:
     return crops * max(0.0, patches * sum(objective.mask_ratio) / 2 - 0.5)
 
 
-def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | None = None) -> StepFlops:
+def step_flops(recipe: NetworkRecipe, slots_per_worker: int, masked: float | None = None) -> StepFlops:
     """Operations of a whole step; what a round without a slot of its own computes is not among them.
 
     Args:
@@ -119,26 +117,25 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
         slots_per_worker: Whose logits Sinkhorn-Knopp keeps if they are few.
         masked: Masked patches of each slot; None takes their expectation.
     """
-    model, slots = recipe.model, recipe.training.slots
+    slots = recipe.training.slots
     images = recipe.training.slot_batch
     masked = expected_masked(recipe) if masked is None else masked
     whole, local = student_groups(recipe, masked)
     seen_by_teacher = replace(whole, kept=whole.crops, wanted_patches=masked)
-    embed, blocks = _embed(model, [whole, local]), _blocks(model, [whole, local])
+    student = _forward(recipe, [whole, local])
     heads = _Heads.of(recipe, masked)
     teacher_logits = heads.logits(GLOBAL_CROPS * images)
     student_rows = (GLOBAL_CROPS + recipe.augmentation.local_count) * images
     gram, anchor = _gram(recipe)
     learns_by_heads = recipe.training.learns_by_heads_alone
-    recomputed = blocks if recipe.training.activation_checkpointing == "full" and not learns_by_heads else 0.0
+    recomputed = student.blocks if recipe.training.activation_checkpointing == "full" and not learns_by_heads else 0.0
     return StepFlops(
-        # Images need no gradient, and a backbone that never learns has none.
-        student_backbone=slots * (embed + blocks if learns_by_heads else 2 * embed + 3 * blocks),
+        student_backbone=slots * (student.all if learns_by_heads else student.and_backward),
         student_heads=slots
         * (
             3 * (heads.bottlenecks(student_rows) + heads.logits(student_rows) + heads.student_layers()) + heads.losses()
         ),
-        teacher_backbone=slots * (_embed(model, [whole]) + _blocks(model, [seen_by_teacher])),
+        teacher_backbone=slots * _forward(recipe, [seen_by_teacher]).all,
         teacher_heads=slots * (heads.bottlenecks(GLOBAL_CROPS * images) + teacher_logits),
         gram=slots * (gram + anchor),
         repeated_targets=slots * heads.target_passes(slots_per_worker),
@@ -146,11 +143,46 @@ def step_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float | No
     )
 
 
-def target_flops(recipe: PretrainRecipe, slots_per_worker: int, masked: float) -> StepFlops:
+def target_flops(recipe: NetworkRecipe, slots_per_worker: int, masked: float) -> StepFlops:
     """Of a whole step, of a teacher whose bottleneck vectors are kept: its prototypes alone. Arguments as above."""
     slots, heads = recipe.training.slots, _Heads.of(recipe, masked)
     logits = slots * heads.logits(GLOBAL_CROPS * recipe.training.slot_batch)
     return StepFlops(0.0, 0.0, 0.0, logits, 0.0, slots * heads.target_passes(slots_per_worker), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """A forward pass of a backbone."""
+
+    embed: float
+    """Of what takes pixels."""
+    blocks: float
+    between: float = 0.0
+    """Of what is no block and takes features."""
+
+    @property
+    def all(self) -> float:
+        return self.embed + self.blocks + self.between
+
+    @property
+    def and_backward(self) -> float:
+        """With the backward pass; images need no gradient."""
+        return 2 * self.embed + 3 * (self.blocks + self.between)
+
+
+def _forward(recipe: NetworkRecipe, groups: Sequence[CropGroup]) -> _Forward:
+    """Of global crops, and of local ones if they are there."""
+    model, augmentation = recipe.model, recipe.augmentation
+    if isinstance(model, ModelConfig):
+        return _Forward(_embed(model, groups), _blocks(model, groups))
+    crops = [
+        (each.crops, px) for each, px in zip(groups, (augmentation.global_px, augmentation.local_px), strict=False)
+    ]
+    return _Forward(
+        convolution.stem_flops(model, crops),
+        convolution.block_flops(model, crops),
+        convolution.halving_flops(model, crops),
+    )
 
 
 def _embed(model: ModelConfig, groups: Sequence[CropGroup]) -> float:
@@ -185,12 +217,12 @@ def _token_wise(model: ModelConfig, tokens: float) -> float:
     return 2.0 * tokens * model.embed_dim * (model.embed_dim + products * model.ffn_hidden)
 
 
-def _gram(recipe: PretrainRecipe) -> tuple[float, float]:
+def _gram(recipe: NetworkRecipe) -> tuple[float, float]:
     """Of a slot: the Gram loss forward and backward, and the Gram teacher's forward pass."""
     side = recipe.gram_px
-    if side is None:
-        return 0.0, 0.0
     model = recipe.model
+    if side is None or not isinstance(model, ModelConfig):
+        return 0.0, 0.0
     crops = GLOBAL_CROPS * recipe.training.slot_batch
     patches = (side // model.patch_px) ** 2
     seen = CropGroup(crops, patches, 1 + model.registers + patches, crops, 0.0)
@@ -202,13 +234,13 @@ def _gram(recipe: PretrainRecipe) -> tuple[float, float]:
 class _Heads:
     """Both heads on a slot."""
 
-    recipe: PretrainRecipe
+    recipe: NetworkRecipe
     dino: HeadSizes
     ibot: HeadSizes
     masked: float
 
     @staticmethod
-    def of(recipe: PretrainRecipe, masked: float) -> "_Heads":
+    def of(recipe: NetworkRecipe, masked: float) -> "_Heads":
         objective = recipe.objective
         return _Heads(recipe, objective.dino_head_sizes, objective.ibot_head_sizes, masked)
 

@@ -12,7 +12,8 @@ in half precision.
 from dataclasses import asdict, dataclass
 
 from heliostat.config.model import ModelConfig
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.config.network import NetworkRecipe
+from heliostat.training.planning import convolution
 from heliostat.training.planning.communication import is_persistent, kept_until_backward
 from heliostat.training.planning.flops import LOGIT_CHUNK_BYTES, CropGroup, expected_masked, student_groups
 from heliostat.training.planning.shapes import parameter_sizes
@@ -46,7 +47,7 @@ class Memory:
         return sum((size for name, size in asdict(self).items() if name != "host_bytes"), start=0.0)
 
 
-def worker_memory(recipe: PretrainRecipe, workers: int) -> Memory:
+def worker_memory(recipe: NetworkRecipe, workers: int) -> Memory:
     """What one of so many workers holds."""
     training, sizes = recipe.training, parameter_sizes(recipe)
     stage, whole = training.zero_stage, _FP32 * sum(sizes.values())
@@ -70,7 +71,7 @@ def worker_memory(recipe: PretrainRecipe, workers: int) -> Memory:
     )
 
 
-def frozen_bytes(recipe: PretrainRecipe, workers: int) -> float:
+def frozen_bytes(recipe: NetworkRecipe, workers: int) -> float:
     """Of a network that learns nothing, with its heads: whole on every worker, but for stage 3."""
     sizes = parameter_sizes(recipe).values()
     return float(_FP32 * sum(-(-size // workers) if recipe.training.zero_stage == 3 else size for size in sizes))
@@ -81,12 +82,12 @@ def _buckets(stage: int) -> float:
     return {0: 0, 1: 2, 2: 2, 3: 1}[stage] * BUCKET_ELEMENTS * _FP32
 
 
-def product_bytes(recipe: PretrainRecipe) -> int:
+def product_bytes(recipe: NetworkRecipe) -> int:
     """Of a number that a product takes or gives."""
     return 4 if recipe.training.precision == "fp32" else 2
 
 
-def _copies(recipe: PretrainRecipe) -> float:
+def _copies(recipe: NetworkRecipe) -> float:
     """Autocast keeps the weights of linear layers in half precision from the forward to the backward pass."""
     size = product_bytes(recipe)
     if size == _FP32:
@@ -94,7 +95,7 @@ def _copies(recipe: PretrainRecipe) -> float:
     return size * sum(elements for name, elements in parameter_sizes(recipe).items() if name.endswith(".weight"))
 
 
-def _loss_buffers(recipe: PretrainRecipe) -> float:
+def _loss_buffers(recipe: NetworkRecipe) -> float:
     """Per head: the prototypes' gradient in fp32, student's and teacher's rows as products take them, chunks."""
     objective, size = recipe.objective, product_bytes(recipe)
     if not objective.has_heads:
@@ -107,10 +108,15 @@ def _loss_buffers(recipe: PretrainRecipe) -> float:
     return of_heads + _LOGITS_BUFFERS * LOGIT_CHUNK_BYTES
 
 
-def activations_bytes(recipe: PretrainRecipe) -> float:
+def activations_bytes(recipe: NetworkRecipe) -> float:
     """What autograd keeps of the student's forward pass on one slot."""
     model, size, mode = recipe.model, product_bytes(recipe), recipe.training.activation_checkpointing
     groups = student_groups(recipe)
+    if not isinstance(model, ModelConfig):
+        sides = (recipe.augmentation.global_px, recipe.augmentation.local_px)
+        crops = [(group.crops, px) for group, px in zip(groups, sides, strict=True)]
+        resized = _FP32 * model.embed_dim * groups[0].crops * groups[0].patches
+        return convolution.kept_bytes(model, crops, size, mode) + resized + _outside(recipe, groups, size)
     kept = sum(group.kept * group.tokens for group in groups)
     stream = _FP32 * model.embed_dim * sum(group.crops * group.tokens for group in groups)
     used = sum(group.kept + group.wanted_patches * group.kept / max(1, group.crops) for group in groups)
@@ -146,7 +152,7 @@ def _folded_weights(model: ModelConfig, size: int) -> float:
     return size * model.embed_dim * (model.embed_dim + model.ffn_hidden)
 
 
-def _outside(recipe: PretrainRecipe, groups: tuple[CropGroup, ...], size: int) -> float:
+def _outside(recipe: NetworkRecipe, groups: tuple[CropGroup, ...], size: int) -> float:
     """Crops, and what the heads keep: inputs and results of their layers."""
     augmentation, model, objective = recipe.augmentation, recipe.model, recipe.objective
     pixels = groups[0].crops * augmentation.global_px**2 + groups[1].crops * augmentation.local_px**2

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from heliostat.config.adapt import AdaptRecipe
 from heliostat.config.distill import TEACHER, DistillRecipe
 from heliostat.config.distill_objective import DistillObjectiveConfig
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.config.training import TrainingRecipe
 from heliostat.training.planning.communication import Payload, step_payload, student_payload, targets_payload
@@ -13,6 +15,7 @@ from heliostat.training.planning.flops import GLOBAL_CROPS, StepFlops, step_flop
 from heliostat.training.planning.memory import Memory, frozen_bytes, product_bytes, worker_memory
 from heliostat.training.planning.shapes import parameter_sizes
 
+Staged = TypeVar("Staged", bound=NetworkRecipe)
 _OF_HEADS = (
     *("prototypes", "head_hidden", "head_bottleneck"),
     *("ibot_head", "ibot_prototypes", "ibot_head_hidden", "ibot_head_bottleneck"),
@@ -23,7 +26,7 @@ _OF_HEADS = (
 class Networks:
     """Of a run."""
 
-    students: Mapping[str, PretrainRecipe]
+    students: Mapping[str, NetworkRecipe]
     """Each as if it were trained alone, by name; of a pretraining the run itself."""
     frozen: PretrainRecipe | None = None
     """The teacher of a distillation with the data and the schedules of the run."""
@@ -141,23 +144,23 @@ class Networks:
         return StepFlops(made.student_backbone, made.student_heads, 0.0, 0.0, 0.0, 0.0, made.repeated_blocks)
 
 
-def _staged(recipe: PretrainRecipe, stage: int) -> PretrainRecipe:
+def _staged(recipe: Staged, stage: int) -> Staged:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"zero_stage": stage})})
 
 
-def _teaching(recipe: DistillRecipe, teacher: PretrainRecipe, student: PretrainRecipe) -> PretrainRecipe:
+def _teaching(recipe: DistillRecipe, teacher: PretrainRecipe, student: NetworkRecipe) -> PretrainRecipe:
     heads = {name: getattr(teacher.objective, name) for name in _OF_HEADS}
     objective = recipe.objective.without_students.model_copy(update=heads)
     taken = {"objective": objective, "augmentation": student.augmentation, "training": student.training}
     return teacher.model_copy(update=taken)
 
 
-def _all_patches(recipe: PretrainRecipe, patch_px: int) -> float:
+def _all_patches(recipe: NetworkRecipe, patch_px: int) -> float:
     patches = (recipe.augmentation.global_px // patch_px) ** 2
     return float(GLOBAL_CROPS * recipe.training.slot_batch * patches)
 
 
-def _by_sizes(recipe: PretrainRecipe) -> list[tuple[PretrainRecipe, float]]:
+def _by_sizes(recipe: NetworkRecipe) -> list[tuple[NetworkRecipe, float]]:
     """A recipe for each of its sizes of crops, and the share of steps that have them."""
     if not isinstance(recipe, AdaptRecipe) or not recipe.crop_sizes:
         return [(recipe, 1.0)]

@@ -10,19 +10,24 @@ from collections.abc import Iterator
 
 from heliostat.config.distill_objective import DistillObjectiveConfig
 from heliostat.config.model import ModelConfig
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.objective import HeadSizes
-from heliostat.config.pretrain import PretrainRecipe
+from heliostat.training.planning.convolution import parameters
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def parameter_shapes(recipe: PretrainRecipe) -> Shapes:
+def parameter_shapes(recipe: NetworkRecipe) -> Shapes:
     """Shapes of student (and teacher), by name, in the order in which the forward pass is built."""
     objective, dim = recipe.objective, recipe.model.embed_dim
     heads = {"dino_head": objective.dino_head_sizes} if objective.has_heads else {}
     if objective.has_heads and objective.ibot_head != "shared":
         heads["ibot_head"] = objective.ibot_head_sizes
-    shapes = {f"backbone.{name}": shape for name, shape in _backbone(recipe.model, recipe.augmentation.global_px)}
+    model = recipe.model
+    of_backbone = (
+        _transformer(model, recipe.augmentation.global_px) if isinstance(model, ModelConfig) else parameters(model)
+    )
+    shapes = {f"backbone.{name}": shape for name, shape in of_backbone}
     for head, sizes in heads.items():
         shapes |= {f"{head}.{name}": shape for name, shape in _head(dim, sizes, objective.prototype_layer)}
     if isinstance(objective, DistillObjectiveConfig):
@@ -45,7 +50,7 @@ def student_layers(dim: int, objective: DistillObjectiveConfig) -> Iterator[tupl
         yield "label_head.teacher", width, classes
 
 
-def parameter_sizes(recipe: PretrainRecipe) -> dict[str, int]:
+def parameter_sizes(recipe: NetworkRecipe) -> dict[str, int]:
     """Elements of each parameter, by name."""
     return {name: math.prod(shape) for name, shape in parameter_shapes(recipe).items()}
 
@@ -60,7 +65,7 @@ def _norm(name: str, dim: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{name}.bias", (dim,)
 
 
-def _backbone(model: ModelConfig, global_px: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _transformer(model: ModelConfig, global_px: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     dim = model.embed_dim
     yield "cls_token", (1, 1, dim)
     if model.rotary is None:
