@@ -31,8 +31,8 @@ from PIL import Image
 from frame import BenchResult, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe, load_recipe
 from heliostat.data.ingest import ingest
+from heliostat.models.backbones import Backbone
 from heliostat.models.normalise import normalise
-from heliostat.models.vit import VisionTransformer
 from heliostat.observe.metrics import read_metrics
 from heliostat.storage import open_store
 from heliostat.storage.layout import run_store
@@ -75,7 +75,7 @@ def read_frames(paths: Sequence[Path]) -> Frames:
 
 
 @torch.inference_mode()
-def features(backbone: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
+def features(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """(N, D, R, C)."""
     rows, columns = (side // _PATCH_PX for side in images.shape[2:])
     found = torch.cat([patch_features(backbone, part) for part in images.split(8)])

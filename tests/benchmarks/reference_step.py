@@ -187,7 +187,7 @@ class ReferenceStep:
             network.to(device)
         prototypes = recipe.objective.prototypes
         self.centres = {name: torch.zeros(prototypes, device=device) for name in ("dino", "ibot")}
-        groups = parameter_groups(self.student, recipe.model.depth, recipe.training)
+        groups = parameter_groups(self.student, recipe.model, recipe.training)
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
 
     def run(self, step: int, slot: SlotBatch) -> tuple[dict[str, float], dict[str, float]]:

@@ -47,19 +47,20 @@ def test_distill__on_workers_is_what_it_is_alone_and_every_student_is_judged_and
     assert alone["steps"] == STEPS
     heliostat("run", str(distill_recipe_at(project, "shared", scaling={"workers": 2})))
     expected, found = averages(run_store(root, "alone")), averages(run_store(root, "shared"))
-    assert {name.split(".")[0] for name in expected} == {"small", "coarse"}
+    assert {name.split(".")[0] for name in expected} == {"small", "coarse", "conv"}
     for name, value in expected.items():
         if not name.endswith("qkv.bias"):  # see test_zero.py
             assert (found[name] - value).norm() <= 1e-5 * value.norm(), name
     for line in merged_curve(read_metrics(run_store(root, "shared"))):
-        losses = [line.values[f"{student}.loss"] or 0.0 for student in ("small", "coarse")]
-        assert line.values["loss"] == pytest.approx(sum(losses) / 2)
+        losses = [line.values[f"{student}.loss"] or 0.0 for student in ("small", "coarse", "conv")]
+        assert line.values["loss"] == pytest.approx(sum(losses) / 3)
         assert (line.values["flops_per_image"] or 0) > 0
 
-    for student, width in (("small", 16), ("coarse", 32)):
+    for student, width in (("small", 16), ("coarse", 32), ("conv", 24)):
         backbone = library.load_backbone(run_store(root, "shared").url, student=student)
         assert backbone.config.embed_dim == width
-        assert torch.equal(backbone.cls_token.flatten(), found[f"{student}.backbone.cls_token"])
+        for name, parameter in backbone.named_parameters():
+            assert torch.equal(parameter.flatten(), found[f"{student}.backbone.{name}"]), name
         judged = project / f"judge-{student}.yaml"
         knn = {"neighbours": [5], "temperature": 0.07}
         sets = {"run": "shared", "student": student, "bank": "tiny", "queries": "tiny", "knn": knn}
@@ -157,9 +158,9 @@ def test_distill__refuses_what_does_not_fit(project: Path) -> None:
     train(load_recipe(distill_recipe_at(project, "first"), [], {}), single_process=True)
     with pytest.raises(InvalidValueError, match=r"teacher.run first is a run of kind distill"):
         opened("chain", ["teacher.run=first"])
-    with pytest.raises(InvalidValueError, match="no student was named, but run first has small, coarse"):
+    with pytest.raises(InvalidValueError, match="no student was named, but run first has small, coarse, conv"):
         library.load_backbone(str(project / "root" / "runs" / "first"))
-    with pytest.raises(InvalidValueError, match="student tiny was asked for, but run first has small, coarse"):
+    with pytest.raises(InvalidValueError, match="student tiny was asked for, but run first has small, coarse, conv"):
         library.load_backbone(str(project / "root" / "runs" / "first"), student="tiny")
 
 

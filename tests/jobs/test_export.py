@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.backbones import PX, RUN_MODEL, same_weights, small_backbone, write_run
+from support.backbones import PX, RUN_MODEL, same_weights, small_backbone, transformer, write_run
 
 from heliostat.errors import WeightsNotFoundError
 from heliostat.models.weights.load import load_backbone
@@ -46,7 +46,7 @@ def test_export__an_earlier_step_as_json(root: str, tmp_path: Path, capsys: pyte
     assert (answer["format"], answer["output"], answer["px"]) == ("safetensors", output, 42)
     assert answer["source"] == f"{root}/runs/my-run"
     assert [file["name"] for file in answer["files"]] == ["model.safetensors"]
-    loaded = load_backbone(output)
+    loaded = transformer(load_backbone(output))
     assert (loaded.grid, loaded.config.registers) == (3, 2)
 
 

@@ -12,8 +12,12 @@ from heliostat.checkpoint.format import CheckpointManifest, StateSlice, checkpoi
 from heliostat.checkpoint.log import CommitLog
 from heliostat.checkpoint.writer import commit, write_shard
 from heliostat.config import load_recipe, lock
+from heliostat.config.convnext import ConvNextConfig
 from heliostat.config.model import ModelConfig
-from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.models.backbones import Backbone
+from heliostat.models.convnext import ConvNext
+from heliostat.models.tokens import Tokens
+from heliostat.models.vit import VisionTransformer
 from heliostat.storage import Store, open_store
 
 GRID, PATCH_PX = 5, 14
@@ -25,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "swiglu with registers": {"ffn": "swiglu", "registers": 4},
 }
 ROTARY: dict[str, Any] = {"registers": 4, "position": "rope", "untied_norms": "both"}
+CONVOLUTIONAL: dict[str, Any] = {"arch": "convnext_custom", "depths": (1, 2, 3, 1), "dims": (8, 16, 24, 32)}
 RUN_MODEL: dict[str, Any] = {"arch": "custom", "embed_dim": 64, "depth": 2, "heads": 2, "registers": 2}
 
 
@@ -41,6 +46,17 @@ def small_backbone(seed: int = 0, grid: int = GRID, **model: Any) -> VisionTrans
     return backbone.eval()
 
 
+def small_convnext(seed: int = 0, grid: int = 4, **model: Any) -> ConvNext:
+    """Random weights whose every part changes the output."""
+    backbone = ConvNext(ConvNextConfig.model_validate({**CONVOLUTIONAL, **model}), grid)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            is_scale = parameter.dim() == 1 and not name.endswith("bias")
+            parameter.normal_(1.0 if is_scale else 0.0, 0.2, generator=generator)
+    return backbone.eval()
+
+
 def images(*sides: int, count: int = 2, channels: int = 3, seed: int = 1) -> Tensor:
     """Random normalised images of one or two given sides."""
     generator = torch.Generator().manual_seed(seed)
@@ -48,10 +64,16 @@ def images(*sides: int, count: int = 2, channels: int = 3, seed: int = 1) -> Ten
 
 
 @torch.no_grad()
-def tokens_of(backbone: VisionTransformer, images_BCHW: Tensor) -> Tokens:
+def tokens_of(backbone: Backbone, images_BCHW: Tensor) -> Tokens:
     """The outputs for images of one size."""
     groups: list[Tokens] = backbone([images_BCHW])
     return groups[0]
+
+
+def transformer(backbone: Backbone) -> VisionTransformer:
+    """The backbone, which must be one."""
+    assert isinstance(backbone, VisionTransformer)
+    return backbone
 
 
 def sequence(tokens: Tokens) -> Tensor:
@@ -59,7 +81,7 @@ def sequence(tokens: Tokens) -> Tensor:
     return torch.cat([tokens.cls_BD.unsqueeze(1), tokens.registers_BRD, tokens.patches_BND], 1)
 
 
-def same_weights(one: VisionTransformer, other: VisionTransformer) -> bool:
+def same_weights(one: Backbone, other: Backbone) -> bool:
     """Whether all tensors are equal, by name and to the bit."""
     left, right = one.state_dict(), other.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

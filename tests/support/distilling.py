@@ -1,4 +1,4 @@
-"""Small distillations: two students of different sizes of patches."""
+"""Small distillations: students of different sizes of patches, one of them convolutional."""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +15,13 @@ STEPS = 4
 
 SMALL = {"arch": "custom", "embed_dim": 16, "depth": 2, "heads": 2, "patch_px": 4, "layer_scale": 1.0}
 COARSE = {"arch": "custom", "embed_dim": 32, "depth": 1, "heads": 2, "patch_px": 8, "layer_scale": 1.0}
+CONV = {
+    "arch": "convnext_custom",
+    "depths": [1, 1, 2, 1],
+    "dims": [8, 8, 16, 24],
+    "patch_px": 8,
+    "layer_scale": 1.0,
+}
 
 
 FEATURES: dict[str, Any] = {"features": {"weight": 1.0}, "teacher_width": 32}
@@ -25,7 +32,7 @@ LABELS: dict[str, Any] = {"labels": {"weight": 1.0, "classes": 3}, "teacher_widt
 
 
 def students_of(pretrain: Mapping[str, Any], teacher: str, **training: Any) -> dict[str, Any]:
-    """The values of a recipe that trains both from a run.
+    """The values of a recipe that trains all of them from a run.
 
     Args:
         pretrain: Values of a pretraining recipe, whose data, objective and steps are taken.
@@ -33,7 +40,11 @@ def students_of(pretrain: Mapping[str, Any], teacher: str, **training: Any) -> d
         training: Other values of that section.
     """
     shared = {key: value for key, value in pretrain.items() if key not in ("kind", "model")}
-    students = [{"name": "small", "model": SMALL}, {"name": "coarse", "model": COARSE, "base_lr": 0.008}]
+    students = [
+        {"name": "small", "model": SMALL},
+        {"name": "coarse", "model": COARSE, "base_lr": 0.008},
+        {"name": "conv", "model": CONV},
+    ]
     return {
         **shared,
         "kind": "distill",
@@ -52,7 +63,7 @@ def pretrained_project(folder: Path) -> Path:
 
 
 def distill_recipe_at(project: Path, name: str, **changes: Any) -> Path:
-    """The file of a recipe that trains both students from ``tiny``, in ``STEPS`` steps."""
+    """The file of a recipe that trains all students from ``tiny``, in ``STEPS`` steps."""
     pretrain = json.loads(tiny_recipe(steps=STEPS).model_dump_json())
     tree = {
         **students_of(pretrain, "tiny"),

@@ -11,6 +11,7 @@ from support.plain_step import PlainRun, PlainSettings, Weights, backbone, entro
 from torch import Tensor
 
 from heliostat.config.distill import DistillRecipe, StudentModelConfig, run_as_teacher
+from heliostat.config.network import BackboneConfig, NetworkRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.objectives import SlotBatch
 from heliostat.objectives.distillation import DistillationStep
@@ -75,13 +76,13 @@ def slot_of(seed: int) -> SlotBatch:
     )
 
 
-def weights_of(recipe: PretrainRecipe, base: int) -> Weights:
+def weights_of(recipe: NetworkRecipe, base: int) -> Weights:
     """Closed-form weights of a network."""
     shapes = {name: tuple(value.shape) for name, value in Network(recipe).state_dict().items()}
     return {name: value.double() for name, value in det_parameters(shapes, base).items()}
 
 
-def network_of(recipe: PretrainRecipe, weights: Mapping[str, Tensor]) -> Network:
+def network_of(recipe: NetworkRecipe, weights: Mapping[str, Tensor]) -> Network:
     """A network with given weights, in double precision."""
     network = Network(recipe).double()
     network.load_state_dict(dict(weights))
@@ -115,7 +116,8 @@ def step_of(recipe: DistillRecipe, initial: Mapping[str, Weights] | None = None)
 class PlainDistillation(PlainRun):
     """A student of a frozen teacher, as ``PlainRun``, whose teacher is here the student's average."""
 
-    def __init__(self, student: Weights, of_teacher: Weights, recipe: DistillRecipe, model: StudentModelConfig) -> None:
+    def __init__(self, student: Weights, of_teacher: Weights, recipe: DistillRecipe, model: BackboneConfig) -> None:
+        assert isinstance(model, StudentModelConfig)
         settings = PlainSettings(model.heads, recipe.training.layer_decay, recipe.objective.centring)
         super().__init__(settings, dict(student), dict(student))
         self.frozen = of_teacher

@@ -78,6 +78,10 @@ def test_adapt__goes_on_with_one_student_of_a_distillation() -> None:
     check_init_from(adapt_recipe(**small), distilled)
     with pytest.raises(InvalidValueError, match=r"model.embed_dim is 32 there and 16 here"):
         check_init_from(adapt_recipe(**{**small, "init_from": {"student": "coarse"}}), distilled)
+    with pytest.raises(
+        InvalidValueError, match=r"run tiny does not fit: its network is convolutional \(convnext_custom"
+    ):
+        check_init_from(adapt_recipe(**{**small, "init_from": {"student": "conv"}}), distilled)
     with pytest.raises(InvalidValueError, match="no student was named"):
         check_init_from(adapt_recipe(), distilled)
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 import torch
+from support.distilling import CONV
 from support.plain_distillation import (
     COARSE,
     SMALL,
@@ -20,6 +21,8 @@ from support.plain_distillation import (
 )
 
 from heliostat.errors import NonFiniteLossError
+from heliostat.objectives.networks import terms_of
+from heliostat.objectives.step import copied_backbone
 
 
 @pytest.mark.parametrize("centring", ["sinkhorn_knopp", "softmax"])
@@ -59,6 +62,21 @@ def test_run__students_side_by_side_are_what_each_is_alone() -> None:
     for step in alone.values():
         for kind, tensors in step.replicated_state().items():
             assert all(torch.equal(state[kind][name], tensor) for name, tensor in tensors.items())
+
+
+def test_run__a_convolutional_student_learns_beside_others_as_alone() -> None:
+    models = {"small": SMALL, "conv": CONV, "coarse": COARSE}
+    together, alone = step_of(recipe_of(**models)), step_of(recipe_of(conv=CONV))
+    expected_terms = terms_of(recipe_of(conv=CONV).objective)
+    first = copied_backbone(alone.learners[0].average.network.backbone)
+    for index in range(3):
+        slots = [slot_of(10 * index + slot) for slot in range(2)]
+        terms, expected = together.run(index, slots).terms, alone.run(index, slots).terms
+        assert of_student(terms, "conv", expected_terms) == of_student(expected, "conv", expected_terms)
+    network = alone.learners[0].average.network
+    moved = copied_backbone(network.backbone).state_dict()
+    assert all(torch.equal(moved[name], value.float()) for name, value in network.backbone.state_dict().items())
+    assert [name for name, value in first.state_dict().items() if torch.equal(moved[name], value)] == []
 
 
 def test_run__a_coarse_student_learns_from_the_resized_map_of_the_teacher() -> None:

@@ -3,11 +3,13 @@
 import pytest
 from support.golden import GOLDEN, close
 
+from heliostat.config.model import ModelConfig
 from heliostat.config.objective import ObjectiveConfig
 from heliostat.config.training import TrainingConfig
 from heliostat.objectives.groups import GroupRule, rule_of
 from heliostat.objectives.schedules import values_at
 
+MODEL = ModelConfig.model_validate({})
 TRAINING = {
     "ssl_default_2048": TrainingConfig(steps=125_000, slot_batch=64),
     "vitg14_3072": TrainingConfig(
@@ -44,7 +46,7 @@ def test_values_at__equal_the_published_schedules(recipe: str) -> None:
 
 @pytest.mark.parametrize("name", BACKBONE)
 def test_rule_of__equals_the_published_factors_of_a_backbone(name: str) -> None:
-    rule = rule_of(f"backbone.{name}", 12, TRAINING["ssl_default_2048"])
+    rule = rule_of(f"backbone.{name}", MODEL, TRAINING["ssl_default_2048"])
     close([rule.lr_factor, float(rule.decays)], BACKBONE[name])
     assert not rule.is_prototypes
 
@@ -53,13 +55,13 @@ def test_rule_of__is_the_same_for_blocks_in_chunks() -> None:
     assert GOLDEN["param_groups_chunked_same"]
     training = TRAINING["ssl_default_2048"]
     for block in range(12):
-        whole = rule_of(f"backbone.blocks.{block}.norm1.weight", 12, training)
-        assert rule_of(f"backbone.blocks.{block // 3}.{block}.norm1.weight", 12, training) == whole
+        whole = rule_of(f"backbone.blocks.{block}.norm1.weight", MODEL, training)
+        assert rule_of(f"backbone.blocks.{block // 3}.{block}.norm1.weight", MODEL, training) == whole
 
 
 @pytest.mark.parametrize("head", ["dino_head", "ibot_head"])
 @pytest.mark.parametrize("name", GOLDEN["param_groups_head"])
 def test_rule_of__equals_the_published_factors_of_a_head(head: str, name: str) -> None:
     factor, decay, is_prototypes = GOLDEN["param_groups_head"][name]
-    rule = rule_of(f"{head}.{name}", 12, TRAINING["ssl_default_2048"])
+    rule = rule_of(f"{head}.{name}", MODEL, TRAINING["ssl_default_2048"])
     assert rule == GroupRule(head, factor, bool(decay), is_prototypes)

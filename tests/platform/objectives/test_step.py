@@ -380,7 +380,7 @@ def test_single_process_step__goes_on_at_a_higher_resolution() -> None:
     high_recipe = high_recipe.model_copy(update={"augmentation": augmentation})
     high = single_process_step(high_recipe, low.student.state_dict(), low.teacher.state_dict())
     table, small = high.teacher.backbone.pos_embed, low.teacher.backbone.pos_embed
-    assert table is not None and small is not None
+    assert isinstance(table, Tensor) and isinstance(small, Tensor)
     patches = (2 * low.teacher.backbone.grid) ** 2
     assert table.shape[1] == 1 + patches
     assert torch.equal(table[:, 0], small[:, 0])

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.distilling import students_of
+from support.distilling import CONV, students_of
 from support.slots import masks_of
 from support.worlds import CPU_DEVICE, new_networks, step_input, tiny_recipe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from heliostat.config.distill import DistillRecipe, run_as_teacher
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.objectives import cross_entropy
@@ -59,6 +60,13 @@ def linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any)
     return flops
 
 
+def convolution_backward_flops(gradient: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """Torch's own count takes the gradient of a depthwise weight for that of a dense one."""
+    of_input, of_weight, _bias = rest[-1]
+    product: int = 2 * math.prod(gradient) * math.prod(weight[1:])
+    return product * (int(of_input) + int(of_weight))
+
+
 def counted_flops(recipe: PretrainRecipe) -> tuple[int, float]:
     """What torch counts in a step on one process, and the mean number of masked patches of a slot."""
     student, teacher = new_networks(recipe)
@@ -70,8 +78,10 @@ def counted_flops(recipe: PretrainRecipe) -> tuple[int, float]:
 
 
 def counted(work: Callable[[], object]) -> int:
-    # The product's own path on CPUs, of which torch's counter does not know.
-    known = {torch.ops.mkldnn._linear_pointwise: linear_flops}
+    known = {
+        torch.ops.mkldnn._linear_pointwise: linear_flops,  # the product's own path on CPUs
+        torch.ops.aten.convolution_backward: convolution_backward_flops,
+    }
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
         work()
     total: int = counter.get_total_flops()
@@ -100,13 +110,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def distillation(objective: str, **training: Any) -> DistillRecipe:
     tree = students_of(tiny_recipe(**training).model_dump(), "big")
     tree["objective"] = {**tree["objective"], **OBJECTIVES[objective]}
-    tree["students"] = [{**each, "model": {**each["model"], "registers": 2}} for each in tree["students"]]
+    *transformers, convolutional = tree["students"]
+    tree["students"] = [{**each, "model": {**each["model"], "registers": 2}} for each in transformers]
+    if objective != "labels too":  # whose token is a register
+        tree["students"].append(convolutional)
     return DistillRecipe.model_validate(tree)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointing: str, objective: str) -> None:
+def test_networks_flops__of_three_students_are_those_that_torch_counts(checkpointing: str, objective: str) -> None:
     recipe = distillation(objective, activation_checkpointing=checkpointing)
     teacher = changed(model={"embed_dim": 64, "registers": 2}, objective={"head_hidden": 40})
     network = Network(run_as_teacher(recipe, teacher))
@@ -117,11 +130,11 @@ def test_networks_flops__of_two_students_are_those_that_torch_counts(checkpointi
     flops = planned.flops(recipe.training.slots)
     assert flops.executed == pytest.approx(counted(lambda: training.run(0, slots)), rel=TOLERANCE)
     by_network = planned.flops_by_network()
-    assert list(by_network) == ["teacher", "small", "coarse"]
+    assert list(by_network) == ["teacher", *(student.name for student in recipe.students)]
     assert sum(by_network.values()) == pytest.approx(flops.model / recipe.training.global_batch)
 
 
-def new_plain_engine(student: Network, recipe: PretrainRecipe) -> PlainEngine:
+def new_plain_engine(student: Network, recipe: NetworkRecipe) -> PlainEngine:
     return PlainEngine(student, recipe.training)
 
 
@@ -149,6 +162,16 @@ def test_step_flops__logits_are_made_again_only_where_they_do_not_fit() -> None:
 
 def test_step_flops__the_chunk_is_that_of_the_loss() -> None:
     assert LOGIT_CHUNK_BYTES == cross_entropy.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("values", [CONV, {"arch": "convnext_t"}, {"arch": "convnext_b", "depths": [1, 2, 3, 4]}])
+def test_parameter_shapes__of_a_convolutional_student_are_those_of_the_network(values: dict[str, Any]) -> None:
+    tree = students_of(tiny_recipe().model_dump(), "big")
+    recipe = DistillRecipe.model_validate({**tree, "students": [{"name": "conv", "model": {**values, "patch_px": 16}}]})
+    of_student = recipe.of_student(recipe.students[0])
+    with torch.device("meta"):
+        real = {name: tuple(each.shape) for name, each in Network(of_student).named_parameters()}
+    assert list(parameter_shapes(of_student).items()) == list(real.items())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

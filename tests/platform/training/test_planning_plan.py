@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.distilling import students_of
-from support.slots import masks_of
+from support.distilling import CONV, students_of
 from support.worlds import CPU_DEVICE, new_networks, run_world, step_input, tiny_recipe
 from torch import Tensor
 
 from heliostat.config.distill import DistillRecipe
+from heliostat.config.network import NetworkRecipe
 from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.slots import SlotPlan
 from heliostat.errors import InvalidValueError, TooManyWorkersError
-from heliostat.objectives.networks import Network
+from heliostat.objectives.networks import Network, SlotBatch
 from heliostat.objectives.step import TrainingStep
 from heliostat.training.feed import slot_batch
 from heliostat.training.planning.communication import Payload, step_payload
@@ -127,7 +127,7 @@ def distilled_step(rank: int, world_size: int, recipe: DistillRecipe) -> dict[st
     """What a world of two sends in a step with two students."""
     tally = CollectiveTally()
 
-    def new_engine(student: Network, of_student: PretrainRecipe) -> ZeroEngine:
+    def new_engine(student: Network, of_student: NetworkRecipe) -> ZeroEngine:
         return ZeroEngine(student, of_student.training, SlotPlan(recipe.training.slots, world_size), CPU_DEVICE)
 
     teacher, _ = new_networks(wide_recipe())
@@ -147,7 +147,8 @@ def test_plan__of_a_distillation_is_what_a_world_of_two_sends(stage: int) -> Non
     sent = run_world(WORKERS, distilled_step, recipe)[0]
     planned = Networks.of(recipe, wide_recipe()).payload(recipe.training.slots // WORKERS, WORKERS)
     for kind in ("all_reduce", "reduce_scatter", "all_gather"):
-        assert getattr(planned, kind) == pytest.approx(sent.get(kind, 0), rel=0.005), kind
+        # Loss terms and gradient norms of three students are some hundred bytes.
+        assert getattr(planned, kind) == pytest.approx(sent.get(kind, 0), rel=0.005, abs=1000), kind
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -172,10 +173,35 @@ def test_activations__checkpointing_keeps_less() -> None:
     assert planned("full") < planned("selective") < planned("none")
 
 
+def convolutional_student(**training: Any) -> tuple[DistillRecipe, NetworkRecipe]:
+    tree = students_of(wide_recipe(slot_batch=16, **training).model_dump(), "big")
+    model = {**CONV, "depths": [2, 2, 6, 2], "dims": [16, 32, 64, 128]}
+    augmentation = {**tree["augmentation"], "global_px": 64, "local_px": 32}
+    students = [{"name": "conv", "model": model}]
+    recipe = DistillRecipe.model_validate({**tree, "students": students, "augmentation": augmentation})
+    return recipe, recipe.of_student(recipe.students[0])
+
+
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_activations__of_a_convolutional_student_are_what_autograd_keeps(mode: str) -> None:
+    recipe, student = convolutional_student(activation_checkpointing=mode)
+    slot = slot_batch(step_input(recipe, SlotPlan(recipe.training.slots, 1), 0, 0).slots[0], CPU_DEVICE)
+    planned = activations_bytes(student)
+    if mode == "none":
+        assert planned == pytest.approx(kept_bytes(Network(student), slot), rel=0.25)
+    else:  # what a block keeps while it is computed again is no part of what the forward pass leaves
+        assert planned < activations_bytes(convolutional_student()[1])
+        assert kept_bytes(Network(student), slot) < kept_bytes(Network(convolutional_student()[1]), slot)
+
+
 def kept_by_autograd(recipe: PretrainRecipe) -> int:
-    """Bytes that a forward pass of the student leaves behind, parameters and the loss's own buffers left out."""
     student, _ = new_networks(recipe)
     slot = slot_batch(step_input(recipe, SlotPlan(recipe.training.slots, 1), 0, 0).slots[0], CPU_DEVICE)
+    return kept_bytes(student, slot)
+
+
+def kept_bytes(student: Network, slot: SlotBatch) -> int:
+    """Bytes that a forward pass of the student leaves behind, parameters and the loss's own buffers left out."""
     parameters = {each.untyped_storage().data_ptr() for each in student.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -190,11 +216,15 @@ def kept_by_autograd(recipe: PretrainRecipe) -> int:
     return sum(each.untyped_storage().nbytes() for each in kept.values())
 
 
-def backbone_outputs(student: Network, slot: Any) -> list[Any]:
+def backbone_outputs(student: Network, slot: SlotBatch) -> list[Any]:
     masked = slot.compared(student.backbone.config.patch_px)
     wanted = [masked, masked.new_empty(0)]
     crops = [slot.global_crops, slot.local_crops]
-    return list(student.backbone(crops, [masks_of(slot), None], slot.drops, wanted=wanted))
+    whole, local = student.backbone(crops, [slot.masks, None], slot.drops, wanted=wanted)
+    if slot.masks is not None:
+        return [whole, local]
+    classes = torch.cat([whole.cls_BD, local.cls_BD])  # of all patches heads keep as much as the backbone
+    return [student.dino_head.bottleneck(classes), student.patch_head.bottleneck(whole.patches_MD)]
 
 
 def test_plan__idle_rounds_cost_time_and_are_told() -> None:

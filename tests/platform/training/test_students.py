@@ -34,7 +34,10 @@ def distill_recipe(objective: Mapping[str, Any] | None = None, **training: Any) 
     tree = students_of(tiny_recipe(**training).model_dump(), "big")
     tree["objective"] = {**tree["objective"], **(objective or {})}
     registers = int("labels" in tree["objective"])
-    tree["students"] = [{**each, "model": {**each["model"], "registers": registers}} for each in tree["students"]]
+    *transformers, convolutional = tree["students"]
+    tree["students"] = [{**each, "model": {**each["model"], "registers": registers}} for each in transformers]
+    if not registers:
+        tree["students"].append(convolutional)
     return DistillRecipe.model_validate(tree)
 
 

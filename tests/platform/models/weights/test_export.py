@@ -4,9 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from support.backbones import PX, images, same_weights, small_backbone, tokens_of
+from safetensors.torch import save_file
+from support.backbones import PX, images, same_weights, small_backbone, small_convnext, tokens_of
 
-from heliostat.errors import ExportExistsError, ExportMismatchError, InvalidValueError, StoreFailedError
+from heliostat.errors import (
+    ExportExistsError,
+    ExportMismatchError,
+    IncompatibleCheckpointError,
+    InvalidValueError,
+    StoreFailedError,
+    UnsupportedExportError,
+)
 from heliostat.models.weights import export, graphs
 from heliostat.models.weights.export import FILES, Format, at_size, export_backbone
 from heliostat.models.weights.load import load_backbone
@@ -22,6 +30,33 @@ def test_export_backbone__tells_what_it_wrote(format: Format, tmp_path: Path) ->
     assert set(written) <= set(FILES[format])
     assert result.px == PX
     assert result.max_difference < 1e-6
+
+
+@pytest.mark.parametrize(("format", "dynamic"), [("safetensors", False), ("torch-export", True), ("onnx", True)])
+def test_export_backbone__writes_a_convolutional_network(format: Format, dynamic: bool, tmp_path: Path) -> None:
+    result = export_backbone(small_convnext(), format, tmp_path, px=96, dynamic_batch=dynamic)
+    assert result.px == 96
+    assert result.max_difference < 1e-5
+    if format == "safetensors":
+        loaded = load_backbone(tmp_path / "model.safetensors")
+        assert same_weights(loaded, small_convnext())
+        assert (loaded.config, loaded.grid) == (small_convnext().config, 6)
+        assert load_backbone(tmp_path / "model.safetensors", channels=5).config.channels == 5
+
+
+@pytest.mark.parametrize("format", ["timm", "huggingface"])
+def test_export_backbone__refuses_forms_of_transformers_for_a_convolutional_network(
+    format: Format, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedExportError, match=rf"{format} .*convnext_custom.*safetensors.*onnx or torch-export"):
+        export_backbone(small_convnext(), format, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_backbone__a_published_convolutional_network_is_told_apart(tmp_path: Path) -> None:
+    save_file(small_convnext().state_dict(), tmp_path / "theirs.safetensors")
+    with pytest.raises(IncompatibleCheckpointError, match="convolutional network, and does not say on which grid"):
+        load_backbone(tmp_path / "theirs.safetensors")
 
 
 def test_export_backbone__overwrites_only_when_told_to(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support.backbones import ROTARY, images, small_backbone, tokens_of
 
-from heliostat.models.vit import Tokens, VisionTransformer
+from heliostat.models.tokens import Tokens
+from heliostat.models.vit import VisionTransformer
 from heliostat.models.weights import graphs
 from heliostat.models.weights.export import export_backbone
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.backbones import GRID, ROTARY, VARIANTS, images, same_weights, small_backbone, tokens_of
+from support.backbones import GRID, ROTARY, VARIANTS, images, same_weights, small_backbone, tokens_of, transformer
 from support.closed_form import det, det_parameters
 from support.golden import GOLDEN, close
 from torch import Tensor
@@ -88,7 +88,7 @@ def test_load_backbone__a_released_file_computes_what_the_published_code_does(
 def test_load_backbone__resizes_positions_as_the_released_models_do(variant: str, tmp_path: Path) -> None:
     model = small_backbone(**VARIANTS[variant])
     save_file(model.state_dict(), tmp_path / "x.safetensors")
-    assert load_backbone(tmp_path / "x.safetensors").config.resize == (
+    assert transformer(load_backbone(tmp_path / "x.safetensors")).config.resize == (
         "antialias" if model.config.registers else "offset"
     )
 
@@ -103,7 +103,7 @@ def test_load_backbone__our_own_export_comes_back_whole(model: dict[str, Any], t
     assert loaded.config.model_copy(update={"position_resize": "auto"}) == exported.config.model_copy(
         update={"position_resize": "auto"}
     )
-    assert loaded.config.resize == exported.config.resize
+    assert transformer(loaded).config.resize == transformer(exported).config.resize
 
 
 def test_load_backbone__bare_safetensors_under_either_names(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_load_backbone__bare_safetensors_under_either_names(tmp_path: Path) -> N
     export_backbone(model, "huggingface", tmp_path / "theirs")
     theirs = load_backbone(tmp_path / "theirs" / "model.safetensors")
     assert same_weights(theirs, model)
-    assert theirs.config.resize == "size"
+    assert transformer(theirs).config.resize == "size"
 
 
 def test_load_backbone__other_channels(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_load_backbone__a_folder_of_our_own_export(tmp_path: Path) -> None:
 def test_load_backbone__the_config_of_an_earlier_export_does_not_change_ours(tmp_path: Path) -> None:
     export_backbone(small_backbone(heads=2), "timm", tmp_path)
     export_backbone(small_backbone(heads=4), "safetensors", tmp_path, overwrite=True)
-    assert load_backbone(tmp_path).config.heads == 4
+    assert transformer(load_backbone(tmp_path)).config.heads == 4
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.backbones import PX, ROTARY, VARIANTS, images, sequence, small_backbone, tokens_of
+from support.backbones import PX, ROTARY, VARIANTS, images, sequence, small_backbone, tokens_of, transformer
 from support.vision_libraries import timm
 
 from heliostat.config.model import ARCHS, ModelConfig
@@ -57,7 +57,7 @@ def test_to_timm__the_folder_alone_is_enough_for_timm(variant: str, tmp_path: Pa
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     pixels = images(PX, channels=4)
     torch.testing.assert_close(their_sequence(theirs, pixels), sequence(tokens_of(ours, pixels)), rtol=0, atol=1e-5)
-    assert load_backbone(tmp_path).config.heads == 2
+    assert transformer(load_backbone(tmp_path)).config.heads == 2
 
 
 @pytest.mark.parametrize("registers", [0, 4])
