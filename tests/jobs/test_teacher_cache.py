@@ -60,7 +60,9 @@ def live(project: Path) -> Store:
 def test_cache__gives_the_losses_and_weights_of_a_teacher_that_looks_itself(
     project: Path, live: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heliostat("run", str(distill_recipe_at(project, "cached", scaling={"workers": 2}, **CACHED)))
+    # At stage 3 the teacher is cut, and here it has no backbone, which nobody asks.
+    path = distill_recipe_at(project, "cached", scaling={"workers": 2}, **CACHED)
+    heliostat("run", str(path), "--set", "training.zero_stage=3")
     assert losses(live, "cached") == pytest.approx(losses(live, "live"), rel=1e-5)
     expected, found = (newest_state(run_store(live, name)) for name in ("live", "cached"))
     for key, value in expected.items():

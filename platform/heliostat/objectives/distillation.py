@@ -21,6 +21,7 @@ from heliostat.objectives.networks import Network, SlotBatch, SlotTargets
 from heliostat.objectives.schedules import StepValues, values_at
 from heliostat.objectives.step_state import Phase, StepResult, StepState
 from heliostat.objectives.targets import TeacherTargets
+from heliostat.objectives.teacher import WholeTeacher
 from heliostat.objectives.teacher_view import Shown
 
 
@@ -54,7 +55,9 @@ class DistillationStep(StepState):
         plan = SlotPlan(recipe.training.slots, engine.world_size)
         teacher.shown = shown_to(recipe)
         device = next(learners[0].average.network.parameters()).device
-        frozen = engine.teacher(teacher.requires_grad_(False).eval().to(device))
+        teacher = teacher.requires_grad_(False).eval().to(device)
+        has_parameters = next(teacher.parameters(), None) is not None  # not where views are kept and there are no heads
+        frozen = engine.teacher(teacher) if has_parameters else WholeTeacher(teacher)
         targets = TeacherTargets(recipe.objective, recipe.training, frozen, plan.rounds, engine.reducer)
         super().__init__(learners, targets, plan)
 

@@ -53,7 +53,7 @@ class TeacherTargets:
         if network.shown.bottlenecks:
             self._heads = {"dino": network.dino_head, **dict.fromkeys(self._patch_names.values(), network.patch_head)}
         self.centres: dict[str, Tensor] = {}
-        if objective.centring == "softmax":
+        if objective.centring == "softmax" and self._heads:
             device = next(network.parameters()).device
             self.centres = {
                 name: torch.zeros(head.last_layer.prototypes, device=device) for name, head in self._heads.items()

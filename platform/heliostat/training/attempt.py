@@ -13,6 +13,7 @@ import torch
 
 from heliostat.checkpoint.log import CommitLog, Lease
 from heliostat.checkpoint.retention import sweep
+from heliostat.config.distill import DistillRecipe
 from heliostat.config.network import NetworkRecipe
 from heliostat.config.training import TrainingConfig, TrainingRecipe
 from heliostat.data.samples import SampleSource, WorkerShare
@@ -351,9 +352,9 @@ class AttemptWorker:
             return ()
         root = self._spec.root.patient(_STORE_PATIENCE_S)
         loaded: list[Network] = []
-        all_do(
-            lambda: loaded.extend(start.load(root, self._recipe))
-        )  # what is wrong with it is an error of all workers
+        is_kept = isinstance(self._recipe, DistillRecipe) and self._recipe.teacher.cache
+        # What is wrong with it is an error of all workers.
+        all_do(lambda: loaded.extend(start.load(root, self._recipe, heads_alone=is_kept)))
         return tuple(loaded)
 
     def _restore(self) -> tuple[int, int, bytes]:

@@ -45,12 +45,13 @@ class TrainedNetworks:
     """Of the run that trained them."""
     manifest: CheckpointManifest
 
-    def load(self, root: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
+    def load(self, root: Store, recipe: TrainingRecipe, *, heads_alone: bool = False) -> tuple[Network, ...]:
         """Networks with their heads, in fp32; every byte is verified.
 
         Args:
             root: That holds the run that trained them.
             recipe: Of the run that starts from them.
+            heads_alone: Of a teacher whose views are kept: it looks at nothing, and has no backbone.
 
         Returns:
             For a distillation its teacher; for an adaptation its student and its teacher, their position embeddings
@@ -67,7 +68,7 @@ class TrainedNetworks:
             if isinstance(network.objective, DistillObjectiveConfig):
                 network = network.model_copy(update={"objective": network.objective.without_students})
             return tuple(_adapted(_read(reader, kind, prefix, network), recipe) for kind in (MASTER, TEACHER))
-        return (_read(reader, TEACHER, "", self.as_teacher(recipe)),)
+        return (_read(reader, TEACHER, "", self.as_teacher(recipe), heads_alone=heads_alone),)
 
     def as_teacher(self, recipe: TrainingRecipe) -> PretrainRecipe:
         """What the teacher of a distillation is made of."""
@@ -91,8 +92,10 @@ class TrainedBackbone:
     grid: int
     """Patches along a side for which its position embedding is stored."""
 
-    def load(self, root: Store, recipe: TrainingRecipe) -> tuple[Network, ...]:
+    def load(self, root: Store, recipe: TrainingRecipe, *, heads_alone: bool = False) -> tuple[Network, ...]:
         """Student and teacher of an adaptation, alike, with drawn heads; else as ``TrainedNetworks.load``."""
+        if heads_alone:  # there are none
+            return (_without_backbone(Network(self.as_teacher(recipe))),)
         weights = load_weights(root, self.key)
         if isinstance(recipe, DistillRecipe):
             teacher = Network(self.as_teacher(recipe))
@@ -121,11 +124,18 @@ StartingPoint = TrainedNetworks | TrainedBackbone
 """What a run starts from that does not draw all of its networks."""
 
 
-def _read(reader: CheckpointReader, kind: str, prefix: str, recipe: NetworkRecipe) -> Network:
-    network = Network(recipe)
+def _read(
+    reader: CheckpointReader, kind: str, prefix: str, recipe: NetworkRecipe, *, heads_alone: bool = False
+) -> Network:
+    network = _without_backbone(Network(recipe)) if heads_alone else Network(recipe)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(reader.read_full(kind, prefix + name).view_as(parameter))
+    return network
+
+
+def _without_backbone(network: Network) -> Network:
+    del network.backbone
     return network
 
 

@@ -67,10 +67,12 @@ def student_payload(recipe: NetworkRecipe, rounds: int, workers: int) -> Payload
     return Payload(reductions * gradients, 0, gradients if stage else 0)
 
 
-def targets_payload(recipe: NetworkRecipe, rounds: int, workers: int, patch_sizes: int = 1) -> Payload:
+def targets_payload(
+    recipe: NetworkRecipe, rounds: int, workers: int, patch_sizes: int = 1, *, is_kept: bool = False
+) -> Payload:
     """Of the teacher's pass and of finding the targets, of patches for each of the students' sizes of them.
 
-    Other arguments as of ``step_payload``.
+    Nothing of the pass where what the teacher says is kept. Other arguments as of ``step_payload``.
     """
     if workers == 1:
         return Payload(0, 0, 0)
@@ -81,7 +83,8 @@ def targets_payload(recipe: NetworkRecipe, rounds: int, workers: int, patch_size
     prototypes = sum(size for name, size in padded.items() if "last_layer" in name)
     # Once for the targets, and once more to move centres.
     gathers = 2 if recipe.objective.centring == "softmax" else 1
-    return Payload(vectors, 0, rounds * (sum(padded.values()) - prototypes) + gathers * prototypes)
+    in_passes = 0 if is_kept else rounds * (sum(padded.values()) - prototypes)
+    return Payload(vectors, 0, in_passes + gathers * prototypes)
 
 
 def is_persistent(elements: int) -> bool:

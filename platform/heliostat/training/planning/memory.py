@@ -71,9 +71,10 @@ def worker_memory(recipe: NetworkRecipe, workers: int) -> Memory:
     )
 
 
-def frozen_bytes(recipe: NetworkRecipe, workers: int) -> float:
-    """Of a network that learns nothing, with its heads: whole on every worker, but for stage 3."""
-    sizes = parameter_sizes(recipe).values()
+def frozen_bytes(recipe: NetworkRecipe, workers: int, *, heads_alone: bool = False) -> float:
+    """Of a network that learns nothing: whole on every worker, but for stage 3; ``heads_alone`` has no backbone."""
+    named = parameter_sizes(recipe).items()
+    sizes = [size for name, size in named if not (heads_alone and name.startswith("backbone."))]
     return float(_FP32 * sum(-(-size // workers) if recipe.training.zero_stage == 3 else size for size in sizes))
 
 

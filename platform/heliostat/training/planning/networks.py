@@ -91,7 +91,7 @@ class Networks:
         if next(iter(self.students.values())).training.zero_stage < 3:  # DeepSpeed lets go of them after each student
             together["buffers_bytes"] = max(memory.buffers_bytes for memory in each)
         if self.frozen is not None:
-            together["teacher_bytes"] += frozen_bytes(self.frozen, workers)
+            together["teacher_bytes"] += frozen_bytes(self.frozen, workers, heads_alone=self.is_kept)
             together["buffers_bytes"] += self._views_bytes(self.frozen, workers)
         return Memory(**together)
 
@@ -113,7 +113,7 @@ class Networks:
             (recipe,) = self.students.values()
             return step_payload(recipe, rounds, workers)
         parts = [student_payload(each, rounds, workers) for each in self.students.values()]
-        parts.append(targets_payload(self.frozen, rounds, workers, len(self._patch_sizes)))
+        parts.append(targets_payload(self.frozen, rounds, workers, len(self._patch_sizes), is_kept=self.is_kept))
         return Payload(*(sum(getattr(part, each.name) for part in parts) for each in fields(Payload)))
 
     @property
