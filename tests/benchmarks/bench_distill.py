@@ -16,16 +16,15 @@ Floor: none is stated; what is saved is one of two passes of the teacher.
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import above  # noqa: F401 -- processes that are started see this folder
-from scipy.stats import t as student_t
 
-from distilled_runs import STUDENTS, Judged, Runs, judged, write_datasets
+from distilled_runs import STUDENTS, Runs, judged, write_datasets
 from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe
 from heliostat.config.distill import DistillRecipe
@@ -33,6 +32,7 @@ from heliostat.config.training import TrainingRecipe
 from heliostat.training.single_process import single_process_run
 from heliostat_jobs.runs import open_run
 from heliostat_jobs.train import keep_teacher_views, one_by_one, run_spec, train
+from over_seeds import difference
 from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
@@ -95,18 +95,6 @@ def compared_costs(runs: Runs) -> tuple[dict[str, float], dict[str, Any]]:
     return ratios, details
 
 
-def gains(without: Sequence[Judged], taught: Sequence[Judged]) -> dict[str, Any]:
-    """Mean difference of accuracies over the seeds, with its 95 % interval by Student's t."""
-    told: dict[str, Any] = {}
-    for metric in _METRICS:
-        pairs = zip(taught, without, strict=True)
-        differences = [getattr(mine, metric) - getattr(theirs, metric) for mine, theirs in pairs]
-        mean, count = statistics.mean(differences), len(differences)
-        half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
-        told[metric] = {"mean": significant(mean), "interval_95": [significant(mean - half), significant(mean + half)]}
-    return told
-
-
 def judged_students(runs: Runs, seeds: Sequence[int]) -> tuple[dict[str, float], dict[str, Any]]:
     """The median gains, and all accuracies."""
     first, second = _PAIR
@@ -131,7 +119,10 @@ def judged_students(runs: Runs, seeds: Sequence[int]) -> tuple[dict[str, float],
             name: {metric: [significant(getattr(each, metric)) for each in values] for metric in _METRICS}
             for name, values in found.items()
         },
-        "taught - alone": gains(without, taught_ones),
+        "taught - alone": {
+            metric: difference(*([getattr(each, metric) for each in side] for side in (taught_ones, without)))
+            for metric in _METRICS
+        },
     }
     ratios = {
         f"{metric}_gain_over_alone": statistics.median(
