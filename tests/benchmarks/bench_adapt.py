@@ -33,6 +33,7 @@ from PIL import Image
 
 from frame import BenchResult, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe, load_recipe
+from heliostat.config.pretrain import PretrainRecipe
 from heliostat.data.ingest import ingest
 from heliostat.models.normalise import normalise
 from heliostat.models.vit import VisionTransformer
@@ -40,7 +41,7 @@ from heliostat.observe.metrics import read_metrics
 from heliostat.storage import open_store
 from heliostat.storage.layout import run_store
 from heliostat_cluster.local import local_ray
-from heliostat_evaluation.backbones import patch_features, trained_teacher
+from heliostat_evaluation.backbones import patch_features, trained_teacher, untrained_backbone
 from heliostat_evaluation.segmentation import IGNORED, segment, train_head
 from heliostat_jobs.run_report import median_rate
 from heliostat_jobs.runs import load_run
@@ -50,7 +51,7 @@ from side_by_side import run_all
 _BASE_PX, _PX, _LOCAL_PX = 96, 160, 48
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0,)
 _STEPS, _MORE_STEPS, _QUICK_STEPS = 400, 80, 4
-_PROBES, _PROBE_STEPS, _QUICK_PROBE_STEPS = 2, 300, 20
+_PROBES, _PROBE_STEPS, _QUICK_PROBE_STEPS = 2, 1500, 20
 _CLASSES, _VOID = 11, 11
 _TRAINED_FRAMES, _LEFT_OUT = 60, 5
 _PATCH_PX = 16
@@ -142,15 +143,25 @@ def write_datasets(root: str, data: Path, frames: Sequence[Path], folder: Path) 
             ingest(source, open_store(root), name)
 
 
-def judged(root: str, run: str, sides: tuple[Frames, Frames], quick: bool) -> float:
-    """Mean IoU of a run's teacher, the mean of some heads."""
-    store = open_store(root)
-    backbone = trained_teacher(run_store(store, run), load_run(store, run)).backbone
+def judged(backbone: VisionTransformer, sides: tuple[Frames, Frames], quick: bool) -> float:
+    """Mean IoU of a network, the mean of some heads."""
     learned, asked = sides
     steps = _QUICK_PROBE_STEPS if quick else _PROBE_STEPS
     mine, theirs = features(backbone, learned.images), features(backbone, asked.images)
     heads = (train_head(mine, learned.masks, _CLASSES, steps=steps, seed=seed) for seed in range(_PROBES))
     return statistics.mean(segment(head, theirs, asked.masks).mean_iou for head in heads)
+
+
+def trained(root: str, run: str) -> VisionTransformer:
+    """The network that a run delivers."""
+    store = open_store(root)
+    return trained_teacher(run_store(store, run), load_run(store, run)).backbone
+
+
+def untrained(base: ResolvedRecipe) -> VisionTransformer:
+    """The network that a run began with."""
+    assert isinstance(base.recipe, PretrainRecipe)
+    return untrained_backbone(base.recipe)
 
 
 def rate(root: str, run: str) -> float:
@@ -171,14 +182,14 @@ def measure(quick: bool) -> BenchResult:
         root = str(Path(folder) / "root")
         runs = Runs(root, Path(folder), quick)
         write_datasets(root, data, frames[:_TRAINED_FRAMES], Path(folder))
-        run_all([runs.base(seed) for seed in seeds], processes=2)
-        run_all([runs.after("adapted", seed, _PX) for seed in seeds], processes=2)
-        run_all([runs.after("longer", seed, _BASE_PX) for seed in seeds], processes=2)
+        bases = [runs.base(seed) for seed in seeds]
+        run_all(bases, processes=2)
+        stages = (("adapted", _PX), ("longer", _BASE_PX))
+        run_all([runs.after(name, seed, px) for name, px in stages for seed in seeds], processes=2)
         tell("all runs are trained")
-        found = {
-            name: [judged(root, f"{name}-{seed}", sides, quick) for seed in seeds]
-            for name in ("base", "adapted", "longer")
-        }
+        found = {"untrained": [judged(untrained(base), sides, quick) for base in bases]}
+        for name in ("base", "adapted", "longer"):
+            found[name] = [judged(trained(root, f"{name}-{seed}"), sides, quick) for seed in seeds]
         costs = [rate(root, f"longer-{seed}") / rate(root, f"adapted-{seed}") for seed in seeds]
         seconds = {
             name: significant(statistics.median(1 / rate(root, f"{name}-{seed}") for seed in seeds))
@@ -189,6 +200,7 @@ def measure(quick: bool) -> BenchResult:
     ratios = (means["adapted"] / means["base"], means["adapted"] / means["longer"], cost)
     details = {
         "mean IoU by seed": {name: [significant(each) for each in values] for name, values in found.items()},
+        "base - untrained": difference(found["base"], found["untrained"]),
         "adapted - base": difference(found["adapted"], found["base"]),
         "adapted - longer": difference(found["adapted"], found["longer"]),
         "seconds of an image, a core": seconds,
