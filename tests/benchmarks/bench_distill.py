@@ -4,27 +4,31 @@ Ratios:
     knn_gain_over_alone: k-NN accuracy (k = 10) of a student of a trained teacher over that of the same student trained
         alone: the same images, steps, seed and constants, on tiles of real photographs, median of the seeds. Wanted:
         above 1, with an interval of the difference that does not hold 0.
+    linear_gain_over_alone: the same of a linear classifier.
     two_students_cost_vs_two_runs: smaller is better: seconds of a step with two students over those of the two runs
         with one student each, which run the teacher twice. Wanted: below 1.
     cached_teacher_speed: seconds of a step with three students whose teacher looks at every crop over those of one that
         reads what the teacher has said before; crops are fixed in both. What keeping it took is told beside it.
 
 Floor: none is stated; what is saved is one of two passes of the teacher.
+
+The teacher is wider and saw twice as many images as each student does. Photographs and steps were chosen with seed 100,
+of teacher and students, which is not measured; constants are those of the demo, for both sides. Students that share a
+run are what they are in a run of their own, as a pair with one seed shows beside the single runs.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import above  # noqa: F401 -- processes that are started see this folder
-from scipy.stats import t as student_t
 
-from distilled_runs import STUDENTS, Judged, Runs, judged, write_datasets
+from distilled_runs import STUDENTS, Runs, judged, write_datasets
 from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe
 from heliostat.config.distill import DistillRecipe
@@ -32,12 +36,14 @@ from heliostat.config.training import TrainingRecipe
 from heliostat.training.single_process import single_process_run
 from heliostat_jobs.runs import open_run
 from heliostat_jobs.train import keep_teacher_views, one_by_one, run_spec, train
+from over_seeds import difference
 from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
-_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 300, 100, 20
+_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 20
 _TURN_STEPS = 4
 _PAIR = tuple(STUDENTS)[:2]
+_METRICS = ("knn", "linear")
 
 
 class SteppedRun:
@@ -51,7 +57,7 @@ class SteppedRun:
         self._worker = worker
         self._steps: Iterator[Any] = worker.steps()
         next(self._steps)
-        if isinstance(recipe, DistillRecipe):
+        if isinstance(recipe, DistillRecipe) and not recipe.teacher.cache:  # else it has no backbone
             worker.training.targets.teacher.network.backbone.register_forward_pre_hook(self._count)
 
     def __call__(self) -> None:
@@ -93,54 +99,42 @@ def compared_costs(runs: Runs) -> tuple[dict[str, float], dict[str, Any]]:
     return ratios, details
 
 
-def gains(found: Mapping[str, Sequence[Judged]], base: str, other: str) -> dict[str, Any]:
-    """Mean difference of accuracies over the seeds, with its 95 % interval by Student's t."""
-    told: dict[str, Any] = {}
-    for metric in ("knn", "linear"):
-        differences = [
-            getattr(mine, metric) - getattr(theirs, metric)
-            for mine, theirs in zip(found[other], found[base], strict=True)
-        ]
-        mean, count = statistics.mean(differences), len(differences)
-        half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
-        told[metric] = {"mean": significant(mean), "interval_95": [significant(mean - half), significant(mean + half)]}
-    return told
-
-
-def judged_students(runs: Runs, seeds: Sequence[int]) -> tuple[float, dict[str, Any]]:
-    """The median gain in k-NN, and all accuracies."""
-    alone = [runs.alone(_PAIR[0], seed) for seed in seeds]
-    single = [runs.taught([name], seed) for seed in seeds for name in _PAIR]
-    pairs = [runs.taught(_PAIR, seed) for seed in seeds]
-    run_all([*pairs, *single, *alone], processes=2)
+def judged_students(runs: Runs, seeds: Sequence[int]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The median gains, and all accuracies."""
     first, second = _PAIR
+    pair = runs.taught(_PAIR, seeds[0])
+    alone = [runs.alone(first, seed) for seed in seeds]
+    taught = [runs.taught([first], seed) for seed in seeds]
+    other = runs.taught([second], seeds[0])
+    run_all([pair, *taught, *alone, other], processes=2)
     names: dict[str, list[tuple[str, str | None]]] = {
         f"{first} alone": [(each.recipe.name, None) for each in alone],
-        f"{first} taught": [(f"taught-{first}-{seed}", first) for seed in seeds],
-        f"{second} taught": [(f"taught-{second}-{seed}", second) for seed in seeds],
-        f"{first} of two": [(each.recipe.name, first) for each in pairs],
-        f"{second} of two": [(each.recipe.name, second) for each in pairs],
+        f"{first} taught": [(each.recipe.name, first) for each in taught],
+        f"{second} taught": [(other.recipe.name, second)],
+        f"{first} of two": [(pair.recipe.name, first)],
+        f"{second} of two": [(pair.recipe.name, second)],
+        "teacher": [("teacher", None)],
     }
     found = {name: [judged(runs.root, run, student) for run, student in each] for name, each in names.items()}
     tell("judged")
-    teacher = judged(runs.root, "teacher")
+    without, taught_ones = found[f"{first} alone"], found[f"{first} taught"]
     details = {
         "accuracies by seed": {
-            name: {
-                "knn": [significant(each.knn) for each in values],
-                "linear": [significant(each.linear) for each in values],
-            }
+            name: {metric: [significant(getattr(each, metric)) for each in values] for metric in _METRICS}
             for name, values in found.items()
         },
-        "teacher": {"knn": significant(teacher.knn), "linear": significant(teacher.linear)},
-        "taught - alone": gains(found, f"{first} alone", f"{first} taught"),
-        f"{first}: of two - of one": gains(found, f"{first} taught", f"{first} of two"),
-        f"{second}: of two - of one": gains(found, f"{second} taught", f"{second} of two"),
+        "taught - alone": {
+            metric: difference(*([getattr(each, metric) for each in side] for side in (taught_ones, without)))
+            for metric in _METRICS
+        },
     }
-    ratios = [
-        mine.knn / theirs.knn for mine, theirs in zip(found[f"{first} taught"], found[f"{first} alone"], strict=True)
-    ]
-    return statistics.median(ratios), details
+    ratios = {
+        f"{metric}_gain_over_alone": statistics.median(
+            getattr(mine, metric) / getattr(theirs, metric) for mine, theirs in zip(taught_ones, without, strict=True)
+        )
+        for metric in _METRICS
+    }
+    return ratios, details
 
 
 def measure(quick: bool) -> BenchResult:
@@ -148,18 +142,13 @@ def measure(quick: bool) -> BenchResult:
     with tempfile.TemporaryDirectory() as folder:
         root = str(Path(folder) / "root")
         runs = Runs(root, Path(folder), _QUICK_STEPS if quick else _STEPS)
-        write_datasets(root, Path(folder))
+        images_from = write_datasets(root, Path(folder))
         tell("datasets are written")
         train(runs.teacher(_QUICK_STEPS if quick else _TEACHER_STEPS))
         tell("the teacher is trained")
         costs, cost_details = compared_costs(Runs(root, Path(folder), 1000))
-        gain, details = judged_students(runs, _QUICK_SEEDS if quick else _SEEDS)
-    return BenchResult(
-        "distill",
-        {"knn_gain_over_alone": gain, **costs},
-        None,
-        {**cost_details, **details},
-    )
+        gained, details = judged_students(runs, _QUICK_SEEDS if quick else _SEEDS)
+    return BenchResult("distill", {**gained, **costs}, None, {"images_from": images_from, **cost_details, **details})
 
 
 if __name__ == "__main__":
