@@ -143,7 +143,7 @@ def write_datasets(root: str, data: Path, frames: Sequence[Path], folder: Path) 
             ingest(source, open_store(root), name)
 
 
-def judged(backbone: VisionTransformer, sides: tuple[Frames, Frames], quick: bool) -> float:
+def judged(backbone: Backbone, sides: tuple[Frames, Frames], quick: bool) -> float:
     """Mean IoU of a network, the mean of some heads."""
     learned, asked = sides
     steps = _QUICK_PROBE_STEPS if quick else _PROBE_STEPS
@@ -152,13 +152,13 @@ def judged(backbone: VisionTransformer, sides: tuple[Frames, Frames], quick: boo
     return statistics.mean(segment(head, theirs, asked.masks).mean_iou for head in heads)
 
 
-def trained(root: str, run: str) -> VisionTransformer:
+def trained(root: str, run: str) -> Backbone:
     """The network that a run delivers."""
     store = open_store(root)
     return trained_teacher(run_store(store, run), load_run(store, run)).backbone
 
 
-def untrained(base: ResolvedRecipe) -> VisionTransformer:
+def untrained(base: ResolvedRecipe) -> Backbone:
     """The network that a run began with."""
     assert isinstance(base.recipe, PretrainRecipe)
     return untrained_backbone(base.recipe)
