@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, unlock
+from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, locked_identity, unlock
 from heliostat.config.curate import CurateRecipe
 from heliostat.config.evaluate import EvaluateRecipe
 from heliostat.config.kinds import Recipe
@@ -43,7 +43,7 @@ def find_or_create_lock(
             store.create(LOCK_KEY, json.dumps(locked, indent=1).encode())
         except ObjectExistsError:  # another process creates the same one at this moment: its lock counts
             locked = _read(store) or locked
-    check_same_run(locked["identity"], identity(resolved.recipe))
+    check_same_run(locked_identity(locked), identity(resolved.recipe))
     if not store.exists(CONFIG_KEY):
         store.put(CONFIG_KEY, resolved.text.encode())
     return locked
@@ -59,14 +59,14 @@ def locked_recipe(store: Store) -> Recipe | None:
     return None if locked is None else unlock(locked)
 
 
-def locked_identity(store: Store) -> dict[str, Any] | None:
+def run_identity(store: Store) -> dict[str, Any] | None:
     """What makes a run or a curation the same when it goes on; none if it was never started.
 
     Raises:
         CorruptLockError: what is there is no lock.
     """
     locked = _read(store)
-    return None if locked is None else locked["identity"]
+    return None if locked is None else locked_identity(locked)
 
 
 def pinned_manifests(store: Store) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from heliostat.config import ResolvedRecipe
+from heliostat.config import ResolvedRecipe, locked_identity
 from heliostat.config.keys import values_of
 from heliostat.config.pipeline import PipelineRecipe
 from heliostat.errors import (
@@ -182,7 +182,7 @@ class Controller:
         try:
             stage = stage_of(self.recipe, name, state.stages, self.root)
             if submission is not None:
-                check_same_stage(submission.request.config["identity"], stage)
+                check_same_stage(locked_identity(submission.request.config), stage)
         except StorageError:
             raise
         except HeliostatError as error:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from shlex import quote
 
-from heliostat.config import ResolvedRecipe, check_same_run, identity, lock
+from heliostat.config import ResolvedRecipe, check_same_run, identity, lock, locked_identity
 from heliostat.errors import ClusterUnreachableError, HeliostatError
 from heliostat.storage import Store
 from heliostat_jobs.artifacts import Artifacts
 from heliostat_jobs.kinds import Job
-from heliostat_jobs.locks import locked_identity
+from heliostat_jobs.locks import run_identity
 from heliostat_jobs.submission import records
 from heliostat_jobs.submission.access import ADDRESS_VARIABLE, cluster_url, is_loopback
 from heliostat_jobs.submission.ray_jobs import RayJobs
@@ -124,8 +124,8 @@ def check_identity(job: Job, resolved: ResolvedRecipe, newest: Submission | None
         ChangedConfigError: the message lists every value, old -> new.
     """
     if newest is not None:
-        check_same_run(newest.request.config["identity"], identity(resolved.recipe))
-    if (locked := locked_identity(job.store)) is not None:
+        check_same_run(locked_identity(newest.request.config), identity(resolved.recipe))
+    if (locked := run_identity(job.store)) is not None:
         check_same_run(locked, identity(resolved.recipe))
 
 

@@ -29,14 +29,13 @@ class Difference(NamedTuple):
 
 
 def lock(resolved: ResolvedRecipe) -> dict[str, Any]:
-    """The content of ``config.lock.json``: every value with its origin, and the run's identity."""
+    """The content of ``config.lock.json``: every value with its origin."""
     return {
         "schema_version": LOCK_SCHEMA_VERSION,
         "kind": resolved.recipe.kind,
         "values": {
             key: {"value": value, "origin": resolved.origins[key]} for key, value in values_of(resolved.recipe).items()
         },
-        "identity": identity(resolved.recipe),
     }
 
 
@@ -104,6 +103,11 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in values_of(recipe).items() if not _may_change(key)}
 
 
+def locked_identity(locked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what ``lock`` recorded; keys that a later version has added are at their defaults."""
+    return identity(unlock(locked))
+
+
 def _identity_of_stage(stage: StageConfig, pipeline: PipelineRecipe) -> dict[str, Any]:
     of_recipe = {} if stage.config is None else identity(recipe_of(stage.config))
     taken = pipeline.job_name("")  # a fork's stages have other names, and are the same otherwise
@@ -118,7 +122,7 @@ def check_same_run(old_identity: Mapping[str, object], new_identity: Mapping[str
     """Refuse to go on with a run under another configuration.
 
     Args:
-        old_identity: Of the run that exists, as its lock file holds it.
+        old_identity: Of the run that exists, by its lock file.
         new_identity: Of the recipe that wants to continue it.
 
     Raises:

@@ -3,7 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from heliostat.config import Recipe, ResolvedRecipe, check_same_run, diff_recipes, identity, load_recipe, lock
+from heliostat.config import (
+    Recipe,
+    ResolvedRecipe,
+    check_same_run,
+    diff_recipes,
+    identity,
+    load_recipe,
+    lock,
+    locked_identity,
+)
 from heliostat.config.keys import values_of
 from heliostat.errors import ChangedConfigError
 
@@ -34,18 +43,26 @@ def test_lock__holds_every_value_with_its_origin_as_json(tmp_path: Path) -> None
     ["name=other", "root=s3://b/p", "scaling.workers=2", "observe.log_every_steps=9", "checkpoint.keep_last=1"],
 )
 def test_identity__leaves_out_where_and_how_a_run_is_computed(tmp_path: Path, override: str) -> None:
-    old = json.loads(json.dumps(lock(resolved(tmp_path))))["identity"]
+    old = locked_identity(json.loads(json.dumps(lock(resolved(tmp_path)))))
     check_same_run(old, identity(recipe(tmp_path, override)))
 
 
 def test_check_same_run__lists_what_changed(tmp_path: Path) -> None:
-    old = json.loads(json.dumps(lock(resolved(tmp_path))))["identity"]
+    old = locked_identity(json.loads(json.dumps(lock(resolved(tmp_path)))))
     new = identity(recipe(tmp_path, "seed=1", "model.arch=vit_b", "dataset.name=other"))
     with pytest.raises(ChangedConfigError) as caught:
         check_same_run(old, new)
     for change in ("seed 0 -> 1", "model.embed_dim 384 -> 768", "dataset.name digits -> other"):
         assert change in str(caught.value)
     assert "steps" not in str(caught.value)
+
+
+def test_check_same_run__a_key_of_a_later_version_changes_nothing_at_its_default(tmp_path: Path) -> None:
+    locked = json.loads(json.dumps(lock(resolved(tmp_path))))
+    del locked["values"]["objective.koleo_neighbours"]
+    check_same_run(locked_identity(locked), identity(recipe(tmp_path)))
+    with pytest.raises(ChangedConfigError, match="koleo_neighbours 1 -> 2"):
+        check_same_run(locked_identity(locked), identity(recipe(tmp_path, "objective.koleo_neighbours=2")))
 
 
 def test_check_same_run__a_key_that_one_side_lacks_is_a_change() -> None:
