@@ -48,7 +48,7 @@ def knn_bars(accuracies: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
     return figure
 
 
-LOSS_TERMS = ("dino", "ibot", "koleo")
+LOSS_TERMS = ("dino", "ibot", "koleo", "features", "label", "label_token")
 
 
 def loss_curves(
