@@ -3,7 +3,7 @@
 Rules of DINOv2's code (``utils/param_groups.py``): biases, norms and LayerScale are not decayed, tokens and position
 embeddings are; layer 0 is everything before the blocks; heads have factor 1; the patch embedding gets an extra factor.
 Blocks of a convolutional backbone are counted through its stages, and what halves the map belongs to the block after
-it; its stem is layer 0, without an extra factor (DINOv3's code has none for it).
+it; its stem is layer 0, without an extra factor.
 """
 
 import re
