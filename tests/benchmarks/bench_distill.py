@@ -28,7 +28,8 @@ from typing import Any
 
 import above  # noqa: F401 -- processes that are started see this folder
 
-from distilled_runs import STUDENTS, Runs, judged, write_datasets
+from distilled_runs import STUDENTS, Runs, judged
+from distilled_tiles import write_datasets
 from frame import BenchResult, Spread, in_turns, run_bench, significant, tell
 from heliostat.config import ResolvedRecipe
 from heliostat.config.distill import DistillRecipe
@@ -40,7 +41,7 @@ from over_seeds import difference
 from side_by_side import run_all
 
 _SEEDS, _QUICK_SEEDS = (0, 1, 2), (0, 1)
-_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 20
+_TEACHER_STEPS, _STEPS, _QUICK_STEPS = 600, 300, 8
 _TURN_STEPS = 4
 _PAIR = tuple(STUDENTS)[:2]
 _METRICS = ("knn", "linear")
@@ -142,13 +143,13 @@ def measure(quick: bool) -> BenchResult:
     with tempfile.TemporaryDirectory() as folder:
         root = str(Path(folder) / "root")
         runs = Runs(root, Path(folder), _QUICK_STEPS if quick else _STEPS)
-        images_from = write_datasets(root, Path(folder))
+        tiles = write_datasets(root, Path(folder), quick)
         tell("datasets are written")
         train(runs.teacher(_QUICK_STEPS if quick else _TEACHER_STEPS))
         tell("the teacher is trained")
         costs, cost_details = compared_costs(Runs(root, Path(folder), 1000))
         gained, details = judged_students(runs, _QUICK_SEEDS if quick else _SEEDS)
-    return BenchResult("distill", {**gained, **costs}, None, {"images_from": images_from, **cost_details, **details})
+    return BenchResult("distill", {**gained, **costs}, None, {"tiles": tiles.to_json(), **cost_details, **details})
 
 
 if __name__ == "__main__":

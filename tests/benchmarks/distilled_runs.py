@@ -1,39 +1,29 @@
 """Small networks on tiles of photographs: a teacher, and students of it or alone. Part of bench_distill.py.
 
-A tile's class is its photograph: about a hundred of clothing_cc0, or the 18 of the demo where that is not there. The
-constants are those of the demo; a third of the tiles, by a hash of their bytes, is asked, the others train and vote.
+The tiles are those of distilled_tiles.py, the constants those of the demo.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
 import yaml
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from distilled_tiles import ASKED, TRAIN
 from heliostat.config import ResolvedRecipe, load_recipe
-from heliostat.data.ingest import ingest
 from heliostat.storage import open_store
 from heliostat.storage.layout import run_store
-from heliostat_cluster.local import local_ray
 from heliostat_evaluation.backbones import ClassToken, trained_teacher
 from heliostat_evaluation.features import extract_features
 from heliostat_evaluation.knn import knn_accuracy
 from heliostat_jobs.evaluate import load_labelled, with_classes_of
-from heliostat_jobs.photographs import TILE_PX, write_tiles
 from heliostat_jobs.runs import load_run
 
-TRAIN, ASKED = "tiles", "tiles-asked"
-_ASKED_OF = 3
-_PHOTOGRAPH_OF, _SHORT_SIDE_PX = 8, 384
 _NEIGHBOURS = 10
 _VALUES = {"arch": "custom", "patch_px": 8, "layer_scale": 1.0, "drop_path": 0.0}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
@@ -49,41 +39,6 @@ class Judged:
 
     knn: float
     linear: float
-
-
-def _write_clothing_tiles(photographs: Path, folder: Path) -> None:
-    """Every eighth photograph, 384 pixels on its short side, as ``folder/<photograph>/<row>-<column>.png``."""
-    for source in sorted(photographs.rglob("*.jpg"))[::_PHOTOGRAPH_OF]:
-        image = cv2.imread(str(source))
-        assert image is not None
-        scale = _SHORT_SIDE_PX / min(image.shape[:2])
-        width, height = (round(side * scale) for side in (image.shape[1], image.shape[0]))
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        (folder / source.stem).mkdir(parents=True)
-        for top in range(0, height - TILE_PX + 1, TILE_PX):
-            for left in range(0, width - TILE_PX + 1, TILE_PX):
-                tile = image[top : top + TILE_PX, left : left + TILE_PX]
-                path = folder / source.stem / f"{top // TILE_PX:02d}-{left // TILE_PX:02d}.png"
-                Image.fromarray(cv2.cvtColor(tile, cv2.COLOR_BGR2RGB)).save(path)
-
-
-def write_datasets(root: str, folder: Path) -> str:
-    """Both sides of the tiles, as datasets of the root; what photographs they are cut from."""
-    tiles = folder / "all"
-    data = os.environ.get("HELIOSTAT_TEST_DATA")
-    if data is None:
-        write_tiles(tiles)
-    else:
-        _write_clothing_tiles(Path(data) / "clothing_cc0" / "train", tiles)
-    for path in sorted(tiles.rglob("*.png")):
-        side = ASKED if hashlib.sha256(path.read_bytes()).digest()[0] % _ASKED_OF == 0 else TRAIN
-        target = folder / side / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    with local_ray(num_cpus=2):
-        for name in (TRAIN, ASKED):
-            ingest(folder / name, open_store(root), name)
-    return "the demo's photographs: HELIOSTAT_TEST_DATA is not set" if data is None else "clothing_cc0"
 
 
 @dataclass(frozen=True, slots=True)
